@@ -1,0 +1,1 @@
+"""Keeps embeddings true and fresh inside Postgres."""

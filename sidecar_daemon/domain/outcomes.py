@@ -1,0 +1,31 @@
+"""How a leased message or document ends: closed sets, matched exhaustively with ``assert_never``."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Verdict(StrEnum):
+    """What reading a leased document found, before any model runs."""
+
+    EMBED = "embed"
+    UNCHANGED = "unchanged"
+    GONE = "gone"
+    BLANK = "blank"
+    TOO_LARGE = "too_large"
+    MALFORMED = "malformed"
+    LATER = "later"
+    """The byte budget of one read was used up before this document: release it and read it next time."""
+
+
+class Outcome(StrEnum):
+    """How one document left the worker."""
+
+    EMBEDDED = "embedded"
+    UNCHANGED = "unchanged"
+    SUPERSEDED = "superseded"
+    GONE = "gone"
+    BLANK = "blank"
+    DEFERRED = "deferred"
+    DEAD_LETTERED = "dead_lettered"
+    RELEASED = "released"

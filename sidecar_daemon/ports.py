@@ -1,0 +1,106 @@
+"""What the core needs from outside, named after what it does with it.
+
+Two implementations exist of each: ``Queue`` is Postgres, and Postgres wrapped with faults in the tests;
+``Embedder`` is ONNX, and the deterministic test embedder.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+    from sidecar_daemon.domain.messages import (
+        ContentHash,
+        DocumentKey,
+        Lane,
+        Lease,
+        LongDocuments,
+        ModelId,
+        Pipeline,
+        Reading,
+        Settled,
+        Settlement,
+        SweepWindow,
+        TokenIds,
+        TokenWindow,
+        Vectors,
+    )
+
+
+class Embedder(Protocol):
+    """Text to vectors. Thread-safe: several threads call it at once. Never called on the event loop."""
+
+    @property
+    def dimensions(self) -> int:
+        """Length of a vector."""
+
+    def model_id(self, long_documents: LongDocuments) -> ModelId:
+        """The id of this model under a policy for long documents."""
+
+    def tokenize(self, text: str) -> list[TokenWindow]:
+        """Split a text into windows of at most ``max_tokens`` ids, in order. Never empty, also for ``""``."""
+
+    def embed(self, windows: Sequence[TokenIds]) -> Vectors:
+        """Embed windows in one run.
+
+        Args:
+            windows: token ids, each of shape ``(tokens,)``, int64; lengths may differ.
+
+        Returns:
+            float32 of shape ``(len(windows), dimensions)``, rows in the order given, L2 norm 1. The rows do
+            not depend on one another: a window alone gives the same vector as in any batch.
+
+        Raises:
+            Poison: the model cannot run on these windows.
+        """
+
+
+class Queue(Protocol):
+    """One pipeline's messages and documents. Every negative step is fenced by ``(msg_id, read_ct)``.
+
+    Every method raises ``Transient`` for the world's faults; ``settle`` may raise ``Poison``.
+    """
+
+    async def lease(self, lane: Lane, *, seconds: float, limit: int) -> list[Lease]:
+        """Lease up to ``limit`` visible messages, oldest first. Committed on its own. Raises ``Refused``."""
+
+    async def read(self, keys: Collection[DocumentKey]) -> list[Reading]:
+        """Read the documents now: newer than every lease committed before. One reading a distinct key."""
+
+    async def begin(self, leases: Collection[Lease]) -> None:
+        """Record that a suspect's run starts: if its lease now ends uncleanly, the blame is its own."""
+
+    async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
+        """In one transaction: lock keys, check hashes, write chunks, acknowledge. One result a settlement."""
+
+    async def acknowledge(self, leases: Collection[Lease]) -> int:
+        """Remove messages that need no vector. Returns how many were still ours."""
+
+    async def extend(self, leases: Collection[Lease], *, seconds: float) -> set[Lease]:
+        """Hold the leases for ``seconds`` from now. Returns those that are still ours."""
+
+    async def defer(self, delays: Mapping[Lease, float], *, code: str) -> int:
+        """Make each message visible again after its delay in seconds; the attempt counts."""
+
+    async def release(self, leases: Collection[Lease]) -> int:
+        """Make messages visible at once; the attempt is excused."""
+
+    async def dead_letter(
+        self, leases: Collection[Lease], *, reason: str, detail: str, content_hash: ContentHash | None
+    ) -> int:
+        """Move one document's messages to the dead-letter queue as one dead letter; the rest are removed."""
+
+    async def sweep(self, *, rows: int, interval: float) -> SweepWindow:
+        """Walk one window of the source. A walk starts at most every ``interval`` seconds, backfills at once."""
+
+
+class Catalog(Protocol):
+    """The pipelines that exist."""
+
+    async def pipelines(self) -> list[Pipeline]:
+        """All pipelines, by name."""
+
+    async def register_model(self, pipeline: Pipeline, model_id: ModelId) -> None:
+        """Write the id where the pipeline has none. Raises ``Refused`` where it has another."""
