@@ -168,6 +168,7 @@ BEGIN
     WHERE name = p.name;
     PERFORM sidecar._generate_enqueue(p.name);
     PERFORM sidecar.request_sweep(p.name);
+    PERFORM pg_notify('sidecar', 'catalog:' || p.name);
     RETURN v_changes;
 END $$;
 
@@ -242,6 +243,7 @@ BEGIN
         'FOR EACH STATEMENT EXECUTE FUNCTION sidecar.%I()', 'sidecar_' || v_name || '_update', p_source,
         'enqueue_' || v_name);
     PERFORM sidecar.request_sweep(v_name);
+    PERFORM pg_notify('sidecar', 'catalog:' || v_name);
     RETURN 'created';
 END $$;
 
@@ -271,7 +273,7 @@ BEGIN
     IF NOT p_keep_embeddings AND EXISTS (SELECT FROM pg_class WHERE oid = p.embeddings) THEN
         EXECUTE format('DROP TABLE %s', v_embeddings);
     END IF;
-    PERFORM pg_notify('sidecar', '');
+    PERFORM pg_notify('sidecar', 'catalog:' || p_name);
     RETURN v_embeddings;
 END $$;
 

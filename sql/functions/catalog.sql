@@ -38,7 +38,7 @@ BEGIN
     UPDATE sidecar.pipelines SET enabled = p_enabled, updated_at = now()
     WHERE name = p_pipeline AND enabled <> p_enabled;
     v_changed := FOUND;
-    PERFORM pg_notify('sidecar', '');
+    PERFORM pg_notify('sidecar', 'catalog:' || p_pipeline);
     RETURN v_changed;
 END $$;
 

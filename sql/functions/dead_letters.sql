@@ -68,7 +68,7 @@ BEGIN
         sidecar._queue_table(p.queue, 'dead'), sidecar._queue_table(p.queue, 'live')) USING p_ids;
     GET DIAGNOSTICS v_count = ROW_COUNT;
     IF v_count > 0 THEN
-        PERFORM pg_notify('sidecar', p_pipeline);
+        PERFORM pg_notify('sidecar', 'live:' || p_pipeline);
     END IF;
     RETURN v_count;
 END $$;

@@ -32,7 +32,7 @@ BEGIN
             END IF;
             RETURN NULL;
         END $body$
-    $f$, 'enqueue_' || p.name, v_send, p.key_column, sidecar._content(p, 'o'), sidecar._content(p, 'n'), p.name);
+    $f$, 'enqueue_' || p.name, v_send, p.key_column, sidecar._content(p, 'o'), sidecar._content(p, 'n'), 'live:' || p.name);
     EXECUTE format('REVOKE ALL ON FUNCTION sidecar.%I() FROM PUBLIC', 'enqueue_' || p.name);
 END $$;
 

@@ -7,10 +7,11 @@
 -- Locks: row locks on the messages concerned. May call: sidecar_runtime.
 
 -- Up to p_limit visible messages, oldest first, for p_seconds. The caller commits before it reads any document.
--- Raises SC001, SC002, SC003. key is null for a foreign shape.
+-- Raises SC001, SC002, SC003. key is null for a foreign shape; last_error is the code of the
+-- last counted failure, or released.
 CREATE OR REPLACE FUNCTION sidecar.lease(
     p_pipeline text, p_model_id text, p_lane text, p_seconds integer, p_limit integer)
-RETURNS TABLE (msg_id bigint, read_ct integer, attempt integer, key text, age_seconds double precision)
+RETURNS TABLE (msg_id bigint, read_ct integer, attempt integer, key text, age_seconds double precision, last_error text)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
@@ -20,14 +21,16 @@ DECLARE
     v_excused integer[];
     v_keys text[];
     v_ages double precision[];
+    v_errors text[];
     v_innocent bigint[];
 BEGIN
     SELECT array_agg(m.msg_id ORDER BY m.msg_id), array_agg(m.read_ct ORDER BY m.msg_id),
            array_agg(sidecar._count(m.message, 'excused') + u.innocent::integer ORDER BY m.msg_id),
            array_agg(sidecar._named_key(m.message) ORDER BY m.msg_id),
            array_agg(extract(epoch FROM clock_timestamp() - m.enqueued_at)::double precision ORDER BY m.msg_id),
+           array_agg(m.message #>> '{sidecar,error}' ORDER BY m.msg_id),
            array_agg(m.msg_id) FILTER (WHERE u.innocent)
-    INTO v_ids, v_reads, v_excused, v_keys, v_ages, v_innocent
+    INTO v_ids, v_reads, v_excused, v_keys, v_ages, v_errors, v_innocent
     FROM pgmq.read(sidecar._queue_name(p.queue, p_lane), p_seconds, p_limit) AS m
     CROSS JOIN LATERAL (SELECT
         m.read_ct - 1 - sidecar._count(m.message, 'excused') >= 2
@@ -43,7 +46,7 @@ BEGIN
     END IF;
     v_keys := sidecar._canonical_keys(p.key_type, v_keys);
     RETURN QUERY
-        SELECT v_ids[i], v_reads[i], v_reads[i] - v_excused[i], v_keys[i], v_ages[i]
+        SELECT v_ids[i], v_reads[i], v_reads[i] - v_excused[i], v_keys[i], v_ages[i], v_errors[i]
         FROM generate_subscripts(v_ids, 1) AS i;
 END $$;
 
@@ -94,7 +97,7 @@ BEGIN
     USING p_ids, p_read_cts, p_delays, p_code, p_excuse;
     GET DIAGNOSTICS v_count = ROW_COUNT;
     IF v_count > 0 AND 0 = ANY (p_delays) THEN
-        PERFORM pg_notify('sidecar', p_pipeline);
+        PERFORM pg_notify('sidecar', p_lane || ':' || p_pipeline);
     END IF;
     RETURN v_count;
 END $$;

@@ -89,7 +89,7 @@ BEGIN
         surplus = s.surplus + sweep.surplus, enqueued = s.enqueued + sweep.enqueued
     WHERE s.pipeline = p_pipeline;
     IF enqueued > 0 THEN
-        PERFORM pg_notify('sidecar', p_pipeline);
+        PERFORM pg_notify('sidecar', 'bulk:' || p_pipeline);
     END IF;
     RETURN NEXT;
 END $$;
@@ -104,5 +104,5 @@ BEGIN
     INSERT INTO sidecar.sweeps AS s (pipeline, backfill) VALUES (p_pipeline, p_backfill)
     ON CONFLICT (pipeline) DO UPDATE SET backfill = s.backfill OR excluded.backfill, position = NULL,
         started_at = NULL, finished_at = NULL;
-    PERFORM pg_notify('sidecar', p_pipeline);
+    PERFORM pg_notify('sidecar', 'sweep:' || p_pipeline);
 END $$;

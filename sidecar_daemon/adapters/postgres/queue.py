@@ -64,6 +64,7 @@ class PostgresQueue:
                 attempt=row["attempt"],
                 key=None if row["key"] is None else DocumentKey(row["key"]),
                 age_seconds=row["age_seconds"],
+                last_error=row["last_error"],
             )
             for row in rows
         ]
