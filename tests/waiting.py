@@ -15,7 +15,7 @@ T = TypeVar("T")
 _PAUSE = 0.02
 
 
-async def eventually(check: Callable[[], T | Awaitable[T]], timeout: float = 30.0, what: str = "") -> T:  # noqa: ASYNC109  a deadline for polling, not for one await
+async def eventually(check: Callable[[], Awaitable[T]] | Callable[[], T], timeout: float = 30.0, what: str = "") -> T:  # noqa: ASYNC109  a deadline for polling, not for one await
     """Call ``check`` until what it returns is true; return that.
 
     Args:
