@@ -84,8 +84,8 @@ class Queue(Protocol):
     async def defer(self, delays: Mapping[Lease, float], *, code: str) -> int:
         """Make each message visible again after its delay in seconds; the attempt counts."""
 
-    async def release(self, leases: Collection[Lease]) -> int:
-        """Make messages visible at once; the attempt is excused."""
+    async def release(self, leases: Collection[Lease], *, delay: float = 0.0) -> int:
+        """Make messages visible after ``delay`` seconds, by default at once; the attempt is excused."""
 
     async def dead_letter(
         self, leases: Collection[Lease], *, reason: str, detail: str, content_hash: ContentHash | None

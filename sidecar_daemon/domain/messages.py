@@ -76,6 +76,8 @@ class Lease:
     """None when the message is malformed."""
     age_seconds: float
     """Time since the writer enqueued it, by the database's clock."""
+    last_error: str | None = None
+    """Code of the last failure that counted, or ``released``."""
 
 
 @dataclass(frozen=True, slots=True)

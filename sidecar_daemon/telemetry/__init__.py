@@ -1,0 +1,275 @@
+"""What people see of the daemon: log lines and metrics. The one place that writes either.
+
+Labels are bounded: pipelines, lanes, outcomes and reason codes; never a key, a text or an address. Log lines may
+carry keys, which are ids. Durations are handed in; the clock of a log line decides nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from sidecar_daemon.domain.errors import Fatal, SidecarError
+from sidecar_daemon.domain.messages import Lane
+from sidecar_daemon.domain.outcomes import Outcome
+from sidecar_daemon.telemetry.logs import LogFormat, configure_logging, redact, safe_message
+from sidecar_daemon.telemetry.metrics import Bounded, Metrics
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from prometheus_client import CollectorRegistry
+    from structlog.typing import FilteringBoundLogger
+
+    from sidecar_daemon.domain.messages import DocumentKey, ModelId, PipelineName, QueueDepth, SweepWindow
+
+__all__ = ["BatchSettled", "LogFormat", "Telemetry", "build_version", "configure_logging", "redact", "safe_message"]
+
+
+def build_version() -> str:
+    """The installed version of this package, or ``0+checkout`` when it runs uninstalled."""
+    try:
+        return metadata.version("sidecar-daemon")
+    except metadata.PackageNotFoundError:
+        return "0+checkout"
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSettled:
+    """One transaction of settle, as it is told: the canonical log line."""
+
+    pipeline: PipelineName
+    documents: int
+    outcomes: Mapping[Outcome, int]
+    freshness: Sequence[float]
+    """Seconds from the writer's enqueueing to the committed vector, one for each document that has one."""
+    settle_seconds: float
+    pending: int
+    """Documents of this pipeline that the worker still holds."""
+
+
+@dataclass(slots=True)
+class _Outage:
+    codes: list[str]
+    tries: int = 1
+
+
+class Telemetry:
+    """Counts and tells what happens. Called from the event loop; every method returns at once and never raises."""
+
+    def __init__(self, registry: CollectorRegistry, logger: FilteringBoundLogger) -> None:
+        """Register every metric on ``registry``; log to ``logger``."""
+        self._metrics = Metrics(registry)
+        self._log = logger
+        self._reason, self._scope = Bounded(), Bounded()
+        self._outages: dict[str, _Outage] = {}
+        self._models: dict[PipelineName, ModelId] = {}
+        self._refused: dict[PipelineName, str] = {}
+        self._depths: set[PipelineName] = set()
+        self._metrics.build.labels(build_version()).set(1)
+
+    def event(self, name: str, **keys: Any) -> None:
+        """Log a step of the daemon's life, such as ``daemon_started``, ``draining`` or ``daemon_stopped``."""
+        self._log.info(name, **keys)
+
+    # The path of a document
+
+    def leased(self, pipeline: PipelineName, lane: Lane, messages: int, documents: int, seconds: float) -> None:
+        """A lease that found messages, and the reading of their documents."""
+        self._metrics.lease.labels(pipeline, lane.value).observe(seconds)
+        self._metrics.leased.labels(pipeline, lane.value).inc(messages)
+        self._log.debug(
+            "leased", pipeline=pipeline, lane=lane.value, messages=messages, documents=documents, lease_ms=_ms(seconds)
+        )
+
+    def tokenized(self, pipeline: PipelineName, seconds: float, windows: int) -> None:
+        """One document's text became windows."""
+        self._metrics.tokenize.labels(pipeline).observe(seconds)
+        self._metrics.windows.labels(pipeline).inc(windows)
+
+    def batch_embedded(
+        self,
+        pipeline: PipelineName,
+        lane: Lane,
+        *,
+        documents: int,
+        windows: int,
+        tokens: int,
+        padded_tokens: int,
+        seconds: float,
+    ) -> None:
+        """One run of the model."""
+        labels = (pipeline, lane.value)
+        self._metrics.batch_documents.labels(*labels).observe(documents)
+        self._metrics.batch_windows.labels(*labels).observe(windows)
+        self._metrics.batch_tokens.labels(*labels).observe(tokens)
+        self._metrics.padded_tokens.labels(*labels).observe(padded_tokens)
+        self._metrics.inference.labels(*labels).observe(seconds)
+        self._log.debug(
+            "batch_embedded",
+            pipeline=pipeline,
+            lane=lane.value,
+            documents=documents,
+            windows=windows,
+            tokens=tokens,
+            padded_tokens=padded_tokens,
+            infer_ms=_ms(seconds),
+        )
+
+    def batch_settled(self, event: BatchSettled) -> None:
+        """One settle: counts its outcomes and freshness (do not count them again) and logs the canonical line."""
+        self._metrics.settle.labels(event.pipeline).observe(event.settle_seconds)
+        for outcome, count in event.outcomes.items():
+            self.documents(event.pipeline, outcome, count)
+        for seconds in event.freshness:
+            self.freshness(event.pipeline, seconds)
+        counts = {outcome.value: count for outcome, count in event.outcomes.items() if count}
+        self._log.info(
+            "batch_settled",
+            pipeline=event.pipeline,
+            documents=event.documents,
+            **{Outcome.EMBEDDED.value: 0, **counts},
+            settle_ms=_ms(event.settle_seconds),
+            freshness_max_ms=_ms(max(event.freshness)) if event.freshness else None,
+            pending=event.pending,
+        )
+
+    def documents(self, pipeline: PipelineName, outcome: Outcome, count: int) -> None:
+        """Documents that ended outside a settle: unchanged, gone, deferred, released or dead-lettered."""
+        self._metrics.documents.labels(pipeline, outcome.value).inc(count)
+
+    def freshness(self, pipeline: PipelineName, seconds: float) -> None:
+        """How long one document waited, from the writer's enqueueing to its committed vector."""
+        self._metrics.freshness.labels(pipeline).observe(seconds)
+
+    def deferred(self, pipeline: PipelineName, reason: str, *, attempt: int, delay: float) -> None:
+        """One document's attempt failed and comes again. The document is counted with ``documents``."""
+        self._metrics.deferred.labels(pipeline, self._reason(reason)).inc()
+        self._log.warning(
+            "deferred", pipeline=pipeline, reason=reason, attempt=attempt, retry_in_seconds=round(delay, 3)
+        )
+
+    def dead_lettered(self, pipeline: PipelineName, key: DocumentKey | None, reason: str, *, attempts: int) -> None:
+        """One document is set aside for an operator. The document is counted with ``documents``."""
+        self._metrics.dead_lettered.labels(pipeline, self._reason(reason)).inc()
+        self._log.error(
+            "dead_lettered",
+            pipeline=pipeline,
+            key=key,
+            reason=reason,
+            attempts=attempts,
+            remedy=f"see: sidecar-daemon dead-letters list {pipeline}; mend the cause, then: dead-letters replay",
+        )
+
+    # The world
+
+    def fault(self, scope: str, error: SidecarError, *, waiting: float) -> None:
+        """A try failed; the next comes in ``waiting`` seconds. Logged once for each cause of an outage."""
+        self._metrics.faults.labels(self._scope(scope), self._reason(error.code)).inc()
+        self._metrics.outage.labels(self._scope(scope)).set(1)
+        outage = self._outages.get(scope)
+        if outage is None:
+            self._outages[scope] = _Outage([error.code])
+        else:
+            outage.tries += 1
+            if error.code in outage.codes:
+                return
+            outage.codes.append(error.code)
+        log = self._log.error if isinstance(error, Fatal) else self._log.warning
+        log(
+            "fault",
+            scope=scope,
+            code=error.code,
+            cause=str(error),
+            retry_in_seconds=round(waiting, 3),
+            remedy="tried again until it works; no message is blamed; if it lasts, mend the cause",
+        )
+
+    def recovered(self, scope: str, seconds: float) -> None:
+        """What was away is back, after ``seconds``. Silent when nothing was away."""
+        outage = self._outages.pop(scope, None)
+        if outage is None:
+            return
+        self._metrics.outage.labels(self._scope(scope)).set(0)
+        self._log.info(
+            "recovered", scope=scope, away_seconds=round(seconds, 3), failed_tries=outage.tries, codes=outage.codes
+        )
+
+    # Pipelines and their queues
+
+    def pipeline_started(self, pipeline: PipelineName, model_id: ModelId) -> None:
+        """This daemon works on the pipeline, with this model."""
+        self._forget_model(pipeline)
+        self._refused.pop(pipeline, None)
+        self._models[pipeline] = model_id
+        self._metrics.model.labels(pipeline, model_id).set(1)
+        self._metrics.up.labels(pipeline).set(1)
+        self._log.info("pipeline_started", pipeline=pipeline, model_id=model_id)
+
+    def pipeline_stopped(self, pipeline: PipelineName, reason: str) -> None:
+        """This daemon no longer works on the pipeline: paused, detached or draining."""
+        self._forget_model(pipeline)
+        self._refused.pop(pipeline, None)
+        self._metrics.up.labels(pipeline).set(0)
+        self._log.info("pipeline_stopped", pipeline=pipeline, reason=reason)
+
+    def pipeline_refused(self, pipeline: PipelineName, reason: str) -> None:
+        """This daemon cannot work on the pipeline; ``reason`` is one clear line. Logged once a reason."""
+        self._forget_model(pipeline)
+        self._metrics.up.labels(pipeline).set(0)
+        if self._refused.get(pipeline) == reason:
+            return
+        self._refused[pipeline] = reason
+        self._log.error("pipeline_refused", pipeline=pipeline, reason=reason)
+
+    def _forget_model(self, pipeline: PipelineName) -> None:
+        model_id = self._models.pop(pipeline, None)
+        if model_id is not None:
+            self._metrics.model.remove(pipeline, model_id)
+
+    def queue_depths(self, snapshot: Sequence[QueueDepth]) -> None:
+        """How full the queues are. A pipeline that is no longer in the snapshot leaves the metrics."""
+        for queue in snapshot:
+            for lane, depth in ((Lane.LIVE, queue.live), (Lane.BULK, queue.bulk)):
+                self._metrics.depth.labels(queue.pipeline, lane.value).set(depth.depth)
+                self._metrics.in_flight.labels(queue.pipeline, lane.value).set(depth.in_flight)
+                self._metrics.oldest.labels(queue.pipeline, lane.value).set(depth.oldest_seconds)
+            self._metrics.dead.labels(queue.pipeline).set(queue.dead)
+        present = {queue.pipeline for queue in snapshot}
+        for pipeline in self._depths - present:
+            for family in (self._metrics.depth, self._metrics.in_flight, self._metrics.oldest):
+                for lane in Lane:
+                    family.remove(pipeline, lane.value)
+            self._metrics.dead.remove(pipeline)
+        self._depths = present
+
+    def swept(self, pipeline: PipelineName, window: SweepWindow, seconds: float) -> None:
+        """One window of the sweep. Told at ``info`` only when it found something or a backfill ended."""
+        found = {
+            "missing": window.missing,
+            "outdated": window.outdated,
+            "wrong_model": window.wrong_model,
+            "surplus": window.surplus,
+        }
+        self._metrics.sweep.labels(pipeline).observe(seconds)
+        self._metrics.swept.labels(pipeline).inc(window.scanned)
+        self._metrics.enqueued.labels(pipeline).inc(window.enqueued)
+        for kind, count in found.items():
+            self._metrics.found.labels(pipeline, kind).inc(count)
+        worth_telling = window.enqueued or (window.backfill and window.state == "finished")
+        log = self._log.info if worth_telling else self._log.debug
+        log(
+            "swept",
+            pipeline=pipeline,
+            state=window.state,
+            scanned=window.scanned,
+            **{kind: count for kind, count in found.items() if count},
+            enqueued=window.enqueued,
+            backfill=window.backfill,
+            sweep_ms=_ms(seconds),
+        )
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 1)

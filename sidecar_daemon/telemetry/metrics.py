@@ -1,0 +1,92 @@
+"""Every metric of the daemon, by Prometheus' naming conventions, with bounded labels."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from prometheus_client import Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+_CODE = re.compile(r"^[a-z0-9_:.-]{1,64}$")
+_LABELS = 64
+"""Distinct values of one label of reason codes or scopes; the rest count as ``other``."""
+
+
+def _buckets(*bounds: float) -> tuple[float, ...]:
+    return bounds
+
+
+_FRESHNESS = _buckets(
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 1800, 3600
+)  # fmt: skip
+_SECONDS = _buckets(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_COUNTS = _buckets(1, 2, 4, 8, 16, 32, 64, 128, 256)
+_TOKENS = _buckets(16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+
+
+@dataclass(frozen=True, slots=True)
+class Bounded:
+    """Keeps a label's values few and well formed, whatever the caller hands in."""
+
+    seen: set[str] = field(default_factory=set)
+
+    def __call__(self, label: str) -> str:
+        """The label itself, or ``other`` when it is malformed or one too many."""
+        if label in self.seen:
+            return label
+        if not _CODE.match(label) or len(self.seen) >= _LABELS:
+            return "other"
+        self.seen.add(label)
+        return label
+
+
+class Metrics:
+    """Every metric, by Prometheus' naming conventions, on the registry that was handed in."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        disable_created_metrics()  # a gauge beside every counter would double a scrape and tell nothing
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"sidecar_{name}", text, labels, registry=registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"sidecar_{name}", text, labels, registry=registry)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+            return Histogram(f"sidecar_{name}", text, labels, buckets=buckets, registry=registry)
+
+        self.documents = counter("documents", "Documents that left the worker, by outcome.", "pipeline", "outcome")
+        self.deferred = counter("deferrals", "Attempts that were put off, by reason.", "pipeline", "reason")
+        # Not sidecar_dead_letters_total: a counter of that name would clash with the gauge in OpenMetrics.
+        self.dead_lettered = counter("dead_lettered", "Documents dead-lettered, by reason.", "pipeline", "reason")
+        self.faults = counter("faults", "Failed tries while something outside was away.", "scope", "code")
+        self.outage = gauge("outage", "1 while something outside is away.", "scope")
+        self.depth = gauge("queue_depth", "Messages waiting, in flight included.", "pipeline", "lane")
+        self.in_flight = gauge("queue_in_flight", "Messages under a lease.", "pipeline", "lane")
+        self.oldest = gauge("queue_oldest_age_seconds", "Age of the oldest message.", "pipeline", "lane")
+        self.dead = gauge("dead_letters", "Dead letters that wait for an operator.", "pipeline")
+        self.batch_documents = histogram("batch_documents", "Documents a batch.", _COUNTS, "pipeline", "lane")
+        self.batch_windows = histogram("batch_windows", "Windows a batch.", _COUNTS, "pipeline", "lane")
+        self.batch_tokens = histogram("batch_tokens", "Tokens a batch.", _TOKENS, "pipeline", "lane")
+        self.padded_tokens = histogram("batch_padded_tokens", "Tokens with padding.", _TOKENS, "pipeline", "lane")
+        self.lease = histogram("lease_seconds", "Leasing and reading.", _SECONDS, "pipeline", "lane")
+        self.leased = counter("leased_messages", "Messages leased.", "pipeline", "lane")
+        self.tokenize = histogram("tokenize_seconds", "Text to windows.", _SECONDS, "pipeline")
+        self.windows = counter("windows", "Windows tokenized.", "pipeline")
+        self.inference = histogram("inference_seconds", "One run of the model.", _SECONDS, "pipeline", "lane")
+        self.settle = histogram("settle_seconds", "One settle transaction.", _SECONDS, "pipeline")
+        self.freshness = histogram(
+            "freshness_seconds", "Writer's enqueueing to committed vector.", _FRESHNESS, "pipeline"
+        )
+        self.up = gauge("up", "1 while this daemon works on the pipeline.", "pipeline")
+        self.model = gauge("model_info", "The model that is loaded for a pipeline.", "pipeline", "model_id")
+        self.swept = counter("sweep_scanned", "Documents compared by the sweep.", "pipeline")
+        self.found = counter("sweep_found", "Documents the sweep found wanting.", "pipeline", "kind")
+        self.enqueued = counter("sweep_enqueued", "Messages the sweep sent.", "pipeline")
+        self.sweep = histogram("sweep_seconds", "One window of the sweep.", _SECONDS, "pipeline")
+        self.build = gauge("build_info", "1, with the version of the daemon.", "version")
+        ProcessCollector(registry=registry)

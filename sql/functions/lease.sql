@@ -1,0 +1,118 @@
+-- Leases messages of one lane, and keeps, defers, releases and acknowledges them under their fence (msg_id, read_ct).
+-- Bookkeeping stands in the message under "sidecar":
+--   excused    leases that do not count as attempts
+--   accounted  read_ct of the last lease whose end is known (deferred, released) or whose run was announced (begin)
+-- attempt = read_ct - excused. The first unclean end of a lease counts, and makes the message a suspect. A suspect's
+-- later unclean ends count only when its run had begun: what merely waited beside the culprit is excused.
+-- Locks: row locks on the messages concerned. May call: sidecar_runtime.
+
+-- Up to p_limit visible messages, oldest first, for p_seconds. The caller commits before it reads any document.
+-- Raises SC001, SC002, SC003. key is null for a foreign shape; last_error is the code of the
+-- last counted failure, or released.
+CREATE OR REPLACE FUNCTION sidecar.lease(
+    p_pipeline text, p_model_id text, p_lane text, p_seconds integer, p_limit integer)
+RETURNS TABLE (msg_id bigint, read_ct integer, attempt integer, key text, age_seconds double precision, last_error text)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    p sidecar.pipelines := sidecar._workable(p_pipeline, p_model_id);
+    v_ids bigint[];
+    v_reads integer[];
+    v_excused integer[];
+    v_keys text[];
+    v_ages double precision[];
+    v_errors text[];
+    v_innocent bigint[];
+BEGIN
+    SELECT array_agg(m.msg_id ORDER BY m.msg_id), array_agg(m.read_ct ORDER BY m.msg_id),
+           array_agg(sidecar._count(m.message, 'excused') + u.innocent::integer ORDER BY m.msg_id),
+           array_agg(sidecar._named_key(m.message) ORDER BY m.msg_id),
+           array_agg(extract(epoch FROM clock_timestamp() - m.enqueued_at)::double precision ORDER BY m.msg_id),
+           array_agg(m.message #>> '{sidecar,error}' ORDER BY m.msg_id),
+           array_agg(m.msg_id) FILTER (WHERE u.innocent)
+    INTO v_ids, v_reads, v_excused, v_keys, v_ages, v_errors, v_innocent
+    FROM pgmq.read(sidecar._queue_name(p.queue, p_lane), p_seconds, p_limit) AS m
+    CROSS JOIN LATERAL (SELECT
+        m.read_ct - 1 - sidecar._count(m.message, 'excused') >= 2
+        AND sidecar._count(m.message, 'accounted') < m.read_ct - 1 AS innocent) AS u;
+    IF v_ids IS NULL THEN
+        RETURN;
+    END IF;
+    IF v_innocent IS NOT NULL THEN
+        EXECUTE format(
+            'UPDATE %s SET message = sidecar._noted(message, '
+            'jsonb_build_object(''excused'', sidecar._count(message, ''excused'') + 1)) WHERE msg_id = ANY ($1)',
+            sidecar._queue_table(p.queue, p_lane)) USING v_innocent;
+    END IF;
+    v_keys := sidecar._canonical_keys(p.key_type, v_keys);
+    RETURN QUERY
+        SELECT v_ids[i], v_reads[i], v_reads[i] - v_excused[i], v_keys[i], v_ages[i], v_errors[i]
+        FROM generate_subscripts(v_ids, 1) AS i;
+END $$;
+
+-- Announces that the runs of suspects start now. Returns how many are still ours.
+CREATE OR REPLACE FUNCTION sidecar.begin(p_pipeline text, p_lane text, p_ids bigint[], p_read_cts integer[])
+RETURNS integer
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_count integer;
+BEGIN
+    EXECUTE format(
+        'UPDATE %s AS q SET message = sidecar._noted(q.message, jsonb_build_object(''accounted'', q.read_ct)) '
+        'FROM unnest($1, $2) AS f (msg_id, read_ct) WHERE q.msg_id = f.msg_id AND q.read_ct = f.read_ct',
+        sidecar._queue_table((sidecar._pipeline(p_pipeline)).queue, p_lane)) USING p_ids, p_read_cts;
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    RETURN v_count;
+END $$;
+
+-- Holds leases for p_seconds from now. Returns the ids that are still ours.
+CREATE OR REPLACE FUNCTION sidecar.extend(
+    p_pipeline text, p_lane text, p_ids bigint[], p_read_cts integer[], p_seconds double precision)
+RETURNS SETOF bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN QUERY EXECUTE format(
+        'UPDATE %s AS q SET vt = clock_timestamp() + make_interval(secs => $3) '
+        'FROM unnest($1, $2) AS f (msg_id, read_ct) WHERE q.msg_id = f.msg_id AND q.read_ct = f.read_ct '
+        'RETURNING q.msg_id',
+        sidecar._queue_table((sidecar._pipeline(p_pipeline)).queue, p_lane)) USING p_ids, p_read_cts, p_seconds;
+END $$;
+
+-- Makes each message visible again after its delay in seconds. p_excuse: the lease does not count as an attempt
+-- (a release); otherwise p_code says why it counts. Returns how many were still ours; wakes workers when at once.
+CREATE OR REPLACE FUNCTION sidecar.defer(
+    p_pipeline text, p_lane text, p_ids bigint[], p_read_cts integer[], p_delays double precision[],
+    p_code text, p_excuse boolean)
+RETURNS integer
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_count integer;
+BEGIN
+    EXECUTE format(
+        'UPDATE %s AS q SET vt = clock_timestamp() + make_interval(secs => f.delay), '
+        'message = sidecar._noted(q.message, jsonb_build_object(''accounted'', q.read_ct, ''error'', $4, '
+        '''excused'', sidecar._count(q.message, ''excused'') + $5::integer)) '
+        'FROM unnest($1, $2, $3) AS f (msg_id, read_ct, delay) WHERE q.msg_id = f.msg_id AND q.read_ct = f.read_ct',
+        sidecar._queue_table((sidecar._pipeline(p_pipeline)).queue, p_lane))
+    USING p_ids, p_read_cts, p_delays, p_code, p_excuse;
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    IF v_count > 0 AND 0 = ANY (p_delays) THEN
+        PERFORM pg_notify('sidecar', p_lane || ':' || p_pipeline);
+    END IF;
+    RETURN v_count;
+END $$;
+
+-- Removes messages that need no vector. Returns how many were still ours.
+CREATE OR REPLACE FUNCTION sidecar.acknowledge(p_pipeline text, p_lane text, p_ids bigint[], p_read_cts integer[])
+RETURNS integer
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_count integer;
+BEGIN
+    EXECUTE format(
+        'DELETE FROM %s AS q USING unnest($1, $2) AS f (msg_id, read_ct) '
+        'WHERE q.msg_id = f.msg_id AND q.read_ct = f.read_ct',
+        sidecar._queue_table((sidecar._pipeline(p_pipeline)).queue, p_lane)) USING p_ids, p_read_cts;
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    RETURN v_count;
+END $$;

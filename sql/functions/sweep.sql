@@ -1,0 +1,108 @@
+-- Walks one window of the source by key and enqueues on the bulk lane what is missing, outdated, of another model, or
+-- blank with vectors left over. A dead letter whose content has not changed is left alone.
+-- A walk starts at most every p_interval seconds; a backfill starts at once. It waits while a lane is deeper than
+-- p_depth. Columns: state (walked, finished, waiting, resting, busy), what this window found, and whether this is a
+-- backfill.
+-- Locks: one advisory xact lock a pipeline (tried, not waited for), the pipeline's row in sidecar.sweeps.
+-- May call: sidecar_runtime. Raises SC002, SC003.
+CREATE OR REPLACE FUNCTION sidecar.sweep(
+    p_pipeline text, p_rows integer DEFAULT 5000, p_interval double precision DEFAULT 300,
+    p_depth integer DEFAULT 10000)
+RETURNS TABLE (state text, scanned bigint, missing bigint, outdated bigint, wrong_model bigint, surplus bigint,
+               enqueued bigint, backfill boolean)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_nestloop = off AS $$
+DECLARE
+    p sidecar.pipelines := sidecar._pipeline(p_pipeline);
+    w sidecar.sweeps;
+    v_deep boolean;
+    v_last text;
+BEGIN
+    IF NOT p.enabled THEN
+        RAISE EXCEPTION USING ERRCODE = 'SC003', MESSAGE = format('pipeline %s is paused', p_pipeline);
+    END IF;
+    scanned := 0; missing := 0; outdated := 0; wrong_model := 0; surplus := 0; enqueued := 0; backfill := false;
+    IF NOT pg_try_advisory_xact_lock(hashtextextended('sweep' || chr(31) || p_pipeline, 8088)) THEN
+        state := 'busy';
+        RETURN NEXT;
+        RETURN;
+    END IF;
+    SELECT * INTO STRICT w FROM sidecar.sweeps AS s WHERE s.pipeline = p_pipeline;
+    backfill := w.backfill;
+    IF w.finished_at IS NOT NULL AND w.started_at > clock_timestamp() - make_interval(secs => p_interval) THEN
+        state := 'resting';
+        RETURN NEXT;
+        RETURN;
+    END IF;
+    EXECUTE format('SELECT (SELECT count(*) FROM (SELECT FROM %s LIMIT $1) AS l) = $1 '
+                   'OR (SELECT count(*) FROM (SELECT FROM %s LIMIT $1) AS b) = $1',
+        sidecar._queue_table(p.queue, 'live'), sidecar._queue_table(p.queue, 'bulk')) INTO v_deep USING p_depth;
+    IF v_deep THEN
+        state := 'waiting';
+        RETURN NEXT;
+        RETURN;
+    END IF;
+    IF w.finished_at IS NOT NULL OR w.started_at IS NULL THEN
+        UPDATE sidecar.sweeps AS s SET position = NULL, started_at = clock_timestamp(), finished_at = NULL,
+            scanned = 0, missing = 0, outdated = 0, wrong_model = 0, surplus = 0, enqueued = 0
+        WHERE s.pipeline = p_pipeline;
+        w.position := NULL;
+    END IF;
+    EXECUTE format($q$
+        WITH walked AS MATERIALIZED (
+            SELECT s.%1$I AS key, %2$s AS content FROM %3$s AS s %4$s ORDER BY s.%1$I LIMIT $2
+        ), judged AS (
+            SELECT w.key::text AS key, md5(w.content) AS hash, CASE
+                WHEN sidecar._blank(w.content) THEN CASE WHEN e.%5$I IS NULL THEN 'fine' ELSE 'surplus' END
+                WHEN e.%5$I IS NULL THEN 'missing'
+                WHEN e.source_text_hash IS DISTINCT FROM md5(w.content) THEN 'outdated'
+                WHEN e.model IS DISTINCT FROM coalesce($3, e.model) THEN 'wrong_model'
+                ELSE 'fine' END AS verdict
+            FROM walked AS w LEFT JOIN %6$s AS e ON e.%5$I %7$s w.key AND e.chunk_no = 0
+        ), wanted AS MATERIALIZED (
+            SELECT j.key, j.verdict FROM judged AS j WHERE j.verdict <> 'fine' AND NOT EXISTS (
+                SELECT FROM %8$s AS d
+                WHERE d.message ->> 'document_id' = j.key AND d.message ->> 'content_hash' = j.hash)
+        ), sent AS (
+            INSERT INTO %9$s (vt, message)
+            SELECT clock_timestamp(), jsonb_build_object('document_id', w.key, 'action', w.verdict) FROM wanted AS w
+        )
+        SELECT (SELECT count(*) FROM walked),
+               (SELECT w.key::text FROM walked AS w ORDER BY w.key DESC LIMIT 1),
+               count(*) FILTER (WHERE w.verdict = 'missing'), count(*) FILTER (WHERE w.verdict = 'outdated'),
+               count(*) FILTER (WHERE w.verdict = 'wrong_model'), count(*) FILTER (WHERE w.verdict = 'surplus'),
+               count(*)
+        FROM wanted AS w
+    $q$, p.key_column, sidecar._content(p, 's'), p.source,
+         CASE WHEN w.position IS NOT NULL
+              THEN format('WHERE s.%I %s $1::%s', p.key_column, p.key_follows, p.key_type) ELSE '' END,
+         p.embeddings_key, p.embeddings, p.key_equals, sidecar._queue_table(p.queue, 'dead'),
+         sidecar._queue_table(p.queue, 'bulk'))
+    INTO scanned, v_last, missing, outdated, wrong_model, surplus, enqueued
+    USING w.position, p_rows, p.model_id;
+    state := CASE WHEN scanned < p_rows THEN 'finished' ELSE 'walked' END;
+    UPDATE sidecar.sweeps AS s SET
+        position = coalesce(v_last, s.position),
+        finished_at = CASE WHEN state = 'finished' THEN clock_timestamp() END,
+        backfill = s.backfill AND state <> 'finished',
+        scanned = s.scanned + sweep.scanned, missing = s.missing + sweep.missing,
+        outdated = s.outdated + sweep.outdated, wrong_model = s.wrong_model + sweep.wrong_model,
+        surplus = s.surplus + sweep.surplus, enqueued = s.enqueued + sweep.enqueued
+    WHERE s.pipeline = p_pipeline;
+    IF enqueued > 0 THEN
+        PERFORM pg_notify('sidecar', 'bulk:' || p_pipeline);
+    END IF;
+    RETURN NEXT;
+END $$;
+
+-- Makes the next walk start at once, from the beginning. p_backfill: without the duty limit of routine walks.
+-- Locks: the pipeline's row in sidecar.sweeps. May call: sidecar_runtime.
+CREATE OR REPLACE FUNCTION sidecar.request_sweep(p_pipeline text, p_backfill boolean DEFAULT true)
+RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM sidecar._pipeline(p_pipeline);
+    INSERT INTO sidecar.sweeps AS s (pipeline, backfill) VALUES (p_pipeline, p_backfill)
+    ON CONFLICT (pipeline) DO UPDATE SET backfill = s.backfill OR excluded.backfill, position = NULL,
+        started_at = NULL, finished_at = NULL;
+    PERFORM pg_notify('sidecar', 'sweep:' || p_pipeline);
+END $$;
