@@ -93,7 +93,7 @@ def build(manifest: Manifest, tensors: Tensors) -> Any:
     states = _embeddings(graph, tensors, shape)
     mask = _attention_mask(graph)
     for layer in range(shape.layers):
-        states = _layer(graph, tensors, shape, f"encoder.layer.{layer}", states, mask)
+        states = _layer(graph, tensors, shape, f"encoder.layer.{layer}", states=states, mask=mask)
     pooled = _pool(graph, manifest.pooling, states)
     if manifest.normalize:
         norm = graph.add("ReduceL2", pooled, axes=[1], keepdims=1)
@@ -108,7 +108,9 @@ def _embeddings(graph: _Graph, tensors: Tensors, shape: Architecture) -> str:
     table = tensors["embeddings.position_embeddings.weight"] + tensors["embeddings.token_type_embeddings.weight"][0]
     size = graph.add("Shape", "input_ids", start=1, end=2)
     positions = graph.add("Slice", graph.constant(table), graph.ints(0), size, graph.ints(0))
-    return _layer_norm(graph, tensors, shape, "embeddings.LayerNorm", graph.add("Add", words, positions))
+    added = graph.add("Add", words, positions)
+    graph.declare(added, ["batch", "tokens", shape.hidden])
+    return _layer_norm(graph, tensors, shape, "embeddings.LayerNorm", added)
 
 
 def _attention_mask(graph: _Graph) -> str:
@@ -122,9 +124,9 @@ def _attention_mask(graph: _Graph) -> str:
     return graph.add("Mul", padding, graph.constant(MASKED))
 
 
-def _layer(graph: _Graph, tensors: Tensors, shape: Architecture, name: str, states: str, mask: str) -> str:
+def _layer(graph: _Graph, tensors: Tensors, shape: Architecture, name: str, *, states: str, mask: str) -> str:
     """One encoder layer: attention and feed-forward, each with its residual and layer norm."""
-    mixed = _attention(graph, tensors, shape, name, states, mask)
+    mixed = _attention(graph, tensors, shape, name, states=states, mask=mask)
     dense = graph.linear(tensors, f"{name}.attention.output.dense", mixed)
     added = graph.add("Add", dense, states)
     states = _layer_norm(graph, tensors, shape, f"{name}.attention.output.LayerNorm", added)
@@ -133,7 +135,7 @@ def _layer(graph: _Graph, tensors: Tensors, shape: Architecture, name: str, stat
     return _layer_norm(graph, tensors, shape, f"{name}.output.LayerNorm", added)
 
 
-def _attention(graph: _Graph, tensors: Tensors, shape: Architecture, name: str, states: str, mask: str) -> str:
+def _attention(graph: _Graph, tensors: Tensors, shape: Architecture, name: str, *, states: str, mask: str) -> str:
     """Multi-head self-attention: softmax(q k^T / sqrt(d) + mask) v, heads joined again."""
     width = shape.hidden // shape.heads
 
@@ -150,7 +152,7 @@ def _attention(graph: _Graph, tensors: Tensors, shape: Architecture, name: str, 
 
 
 def _gelu(graph: _Graph, states: str) -> str:
-    """x / 2 * (1 + erf(x / sqrt 2)), the exact form."""
+    """Half of x times (1 + erf(x / sqrt 2)), the exact form."""
     erf = graph.add("Erf", graph.add("Div", states, graph.constant(np.sqrt(np.float32(2)))))
     scaled = graph.add("Mul", states, graph.add("Add", erf, graph.constant(np.float32(1))))
     return graph.add("Mul", scaled, graph.constant(np.float32(0.5)))
@@ -178,6 +180,7 @@ class _Graph:
         self._onnx = optional("onnx")
         self._nodes: list[Any] = []
         self._constants: list[Any] = []
+        self._shapes: list[Any] = []
         self._ints: dict[tuple[int, ...], str] = {}
         self.float_type: int = self._onnx.TensorProto.FLOAT
 
@@ -188,7 +191,9 @@ class _Graph:
 
     def constant(self, value: NDArray[Any] | np.generic) -> str:
         name = f"constant_{len(self._constants)}"
-        self._constants.append(self._onnx.numpy_helper.from_array(np.ascontiguousarray(value).reshape(value.shape), name))
+        self._constants.append(
+            self._onnx.numpy_helper.from_array(np.ascontiguousarray(value).reshape(value.shape), name)
+        )
         return name
 
     def ints(self, *values: int) -> str:
@@ -196,6 +201,10 @@ class _Graph:
         if values not in self._ints:
             self._ints[values] = self.constant(np.array(values, dtype=np.int64))
         return self._ints[values]
+
+    def declare(self, name: str, shape: list[str | int]) -> None:
+        """State a shape that inference cannot see through a Slice: fusions need to know it."""
+        self._shapes.append(self._onnx.helper.make_tensor_value_info(name, self.float_type, shape))
 
     def linear(self, tensors: Tensors, name: str, states: str) -> str:
         product = self.add("MatMul", states, self.constant(tensors[f"{name}.weight"].T))
@@ -206,9 +215,13 @@ class _Graph:
         graph = helper.make_graph(
             self._nodes,
             "encoder",
-            [helper.make_tensor_value_info(n, kinds.INT64, ["batch", "tokens"]) for n in ("input_ids", "attention_mask")],
+            [
+                helper.make_tensor_value_info(n, kinds.INT64, ["batch", "tokens"])
+                for n in ("input_ids", "attention_mask")
+            ],
             [helper.make_tensor_value_info("sentence_embedding", kinds.FLOAT, ["batch", dimensions])],
             initializer=self._constants,
+            value_info=self._shapes,
         )
         opset = helper.make_opsetid("", OPSET)
         return helper.make_model_gen_version(graph, opset_imports=[opset], producer_name="sidecar_daemon")
