@@ -6,12 +6,11 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from sidecar_daemon.domain.batching import next_batch, remaining
-from sidecar_daemon.domain.messages import Lane
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sidecar_daemon.domain.messages import Batch, Document, Window
+    from sidecar_daemon.domain.messages import Batch, Document, Lane, Window
 
 
 class Backlog:
@@ -56,9 +55,7 @@ class Backlog:
             await self._changed.wait_for(lambda: self._closed or self._pending)
             if not self._pending:
                 return None
-            batch = next_batch(
-                self._pending, max_padded_tokens=self._max_padded_tokens, max_windows=self._max_windows
-            )
+            batch = next_batch(self._pending, max_padded_tokens=self._max_padded_tokens, max_windows=self._max_windows)
             self._pending = remaining(self._pending, batch)
             self._changed.notify_all()
             return batch

@@ -21,14 +21,11 @@ PERMANENT = frozenset({"bad_vector"})
 
 async def fail(state: WorkerState, job: Job, error: Poison) -> None:
     """Blame one document, tried alone: defer it, or move it to the dead letters after its last attempt."""
-    job.dropped = True
-    state.in_flight.forget(job)
+    state.in_flight.close(job)
     await state.backlog.remove(job.document)
     attempt = job.attempt
     if attempt >= state.limits.max_attempts or error.code in PERMANENT:
-        await bury(
-            state, job.leases, reason=error.code, detail=str(error), content_hash=job.document.content_hash
-        )
+        await bury(state, job.leases, reason=error.code, detail=str(error), content_hash=job.document.content_hash)
         return
     delay = backoff(attempt, base=state.limits.backoff_base, cap=state.limits.backoff_cap, uniform=state.uniform)
     delays = dict.fromkeys(job.leases, delay)

@@ -8,6 +8,7 @@ from collections import Counter
 from contextlib import suppress
 from typing import TYPE_CHECKING, assert_never
 
+from sidecar_daemon.domain.errors import Poison
 from sidecar_daemon.domain.messages import Document, Lane, LongDocuments, Settlement, Window
 from sidecar_daemon.domain.outcomes import Outcome, Verdict
 from sidecar_daemon.worker.failing import bury
@@ -33,7 +34,7 @@ class Leaser:
         """Lease until the worker stops. Raises ``Refused`` when the pipeline may not be worked on."""
         state, limits = self._state, self._state.limits
         pause = limits.poll_min
-        while await state.backlog.room(self._lane):
+        while await state.backlog.room(self._lane) and not state.stopping.is_set():
             state.wakes[self._lane].clear()
             found = await self._lease_once()
             if found == limits.lease_messages:
@@ -48,9 +49,7 @@ class Leaser:
         state = self._state
         started = time.monotonic()
         leases = await state.patience(
-            lambda: state.queue.lease(
-                self._lane, seconds=state.limits.lease_seconds, limit=state.limits.lease_messages
-            )
+            lambda: state.queue.lease(self._lane, seconds=state.limits.lease_seconds, limit=state.limits.lease_messages)
         )
         state.in_flight.leases.update(leases)
         if not leases:
@@ -62,12 +61,21 @@ class Leaser:
                 await self._release([lease for key in keys[first:] for lease in by_key[key]])
                 break
             part = keys[first : first + READ_AT_ONCE]
-            readings = await state.patience(lambda part=part: state.queue.read(part))  # type: ignore[misc]  # mypy infers no type for a lambda's default
+            readings = await self._read(part, by_key)
             await self._sort_out(readings, by_key)
-        state.telemetry.leased(
-            state.pipeline.name, self._lane, len(leases), len(by_key), time.monotonic() - started
-        )
+        state.telemetry.leased(state.pipeline.name, self._lane, len(leases), len(by_key), time.monotonic() - started)
         return len(leases)
+
+    async def _read(self, keys: list[DocumentKey], by_key: dict[DocumentKey, list[Lease]]) -> list[Reading]:
+        """Read documents; where one cannot be rendered, read each alone and dead-letter the culprit."""
+        state = self._state
+        try:
+            return await state.patience(lambda: state.queue.read(keys))
+        except Poison as error:
+            if len(keys) == 1:
+                await bury(state, by_key[keys[0]], reason=error.code, detail=str(error))
+                return []
+        return [reading for key in keys for reading in await self._read([key], by_key)]
 
     async def _bury_hopeless(self, leases: list[Lease]) -> dict[DocumentKey, list[Lease]]:
         """Dead-letter foreign shapes, and what used up its attempts, before any text is read; group the rest."""
@@ -138,9 +146,9 @@ class Leaser:
             )
             state.telemetry.tokenized(state.pipeline.name, seconds, len(windows))
             job = Job(document=document, windows=windows, leases=list(document.leases))
-            state.in_flight.jobs[document.key, document.content_hash] = job
+            state.in_flight.open(job)
             if not await state.backlog.put(windows):
-                state.in_flight.forget(job)
+                state.in_flight.close(job)
                 await self._release(job.leases)
 
     async def _settle_blank(self, reading: Reading, leases: list[Lease]) -> None:
@@ -165,6 +173,4 @@ class Leaser:
 def _document(reading: Reading, leases: list[Lease]) -> Document:
     assert reading.content is not None  # noqa: S101  the verdict says so
     assert reading.content_hash is not None  # noqa: S101  the verdict says so
-    return Document(
-        key=reading.key, content=reading.content, content_hash=reading.content_hash, leases=tuple(leases)
-    )
+    return Document(key=reading.key, content=reading.content, content_hash=reading.content_hash, leases=tuple(leases))

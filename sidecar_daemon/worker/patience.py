@@ -9,7 +9,7 @@ from sidecar_daemon.domain.errors import Refused, Transient
 from sidecar_daemon.domain.retry import full_jitter
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Collection
 
     from sidecar_daemon.telemetry import Telemetry
 
@@ -37,8 +37,12 @@ class Patience:
         """Whether the last step failed by the world's fault."""
         return self._since is not None
 
-    async def __call__(self, step: Callable[[], Awaitable[_Result]]) -> _Result:
-        """Run a step until it works. Raises ``Refused``, ``Poison`` and ``Fatal`` at once."""
+    async def __call__(self, step: Callable[[], Awaitable[_Result]], *, raising: Collection[str] = ()) -> _Result:
+        """Run a step until it works.
+
+        Raises:
+            SidecarError: ``Refused``, ``Poison``, ``Fatal``, and any error whose code is in ``raising``, at once.
+        """
         attempt = 0
         while True:
             try:
@@ -46,6 +50,8 @@ class Patience:
             except Refused:
                 raise
             except Transient as error:
+                if error.code in raising:
+                    raise
                 attempt += 1
                 self._since = self._clock() if self._since is None else self._since
                 delay = full_jitter(attempt, base=BASE_SECONDS, cap=CAP_SECONDS, uniform=self._uniform)

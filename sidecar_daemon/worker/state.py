@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from sidecar_daemon.domain.errors import Poison
 from sidecar_daemon.domain.messages import Chunk, Lane, LongDocuments, Settlement
 from sidecar_daemon.domain.windows import combine_windows
 
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Callable, Sequence
     from concurrent.futures import Executor
 
@@ -64,8 +67,7 @@ class Job:
     vectors: dict[int, Vector] = field(default_factory=dict)
     """By the window's ordinal."""
     begun: bool = False
-    dropped: bool = False
-    """Failed, or no lease is ours any more: what still comes out of the model is thrown away."""
+    """Whether the start of a suspect's run has been recorded."""
 
     @property
     def complete(self) -> bool:
@@ -88,10 +90,13 @@ class Job:
 
     def _chunks(self, policy: LongDocuments) -> list[Chunk]:
         text = self.document.content
-        if policy is LongDocuments.MEAN:
-            ordered = [self.vectors[window.ordinal] for window in self.windows]
+        if policy is LongDocuments.MEAN and len(self.windows) > 1:
+            ordered = np.stack([self.vectors[window.ordinal] for window in self.windows])
             weights = [window.tokens.content_tokens for window in self.windows]
-            return [Chunk(number=0, text=text, vector=combine_windows(ordered, weights))]
+            mean = combine_windows(ordered, weights)
+            if not mean.any():
+                raise Poison("bad_vector", "the vectors of the document's windows cancel each other out")
+            return [Chunk(number=0, text=text, vector=mean)]
         return [
             Chunk(
                 number=window.ordinal,
@@ -102,12 +107,29 @@ class Job:
         ]
 
 
-@dataclass(slots=True)
 class InFlight:
     """Every message that this worker holds, and the documents they brought."""
 
-    leases: set[Lease] = field(default_factory=set)
-    jobs: dict[tuple[DocumentKey, ContentHash], Job] = field(default_factory=dict)
+    def __init__(self) -> None:
+        """Start empty."""
+        self.leases: set[Lease] = set()
+        self._jobs: dict[int, Job] = {}
+        """By the identity of the document, which the job keeps alive."""
+        self._joinable: dict[tuple[DocumentKey, ContentHash], Job] = {}
+
+    @property
+    def jobs(self) -> list[Job]:
+        """Documents on their way to the model or to settle, oldest first."""
+        return list(self._jobs.values())
+
+    def open(self, job: Job) -> None:
+        """Follow a document from here to its settlement."""
+        self._jobs[id(job.document)] = job
+        self._joinable[job.document.key, job.document.content_hash] = job
+
+    def job_of(self, document: Document) -> Job | None:
+        """The job of a document; None once it is closed."""
+        return self._jobs.get(id(document))
 
     def join(self, document: Document) -> bool:
         """Let a document's messages ride with the same text already on its way; False when there is none.
@@ -115,16 +137,18 @@ class InFlight:
         Safe because the messages were leased before this text was read, and settle writes only when the text is
         still the current one.
         """
-        job = self.jobs.get((document.key, document.content_hash))
+        job = self._joinable.get((document.key, document.content_hash))
         if job is None:
             return False
         job.leases.extend(document.leases)
         return True
 
-    def forget(self, job: Job) -> None:
-        """Let later messages of the same text start anew."""
-        if self.jobs.get(key := (job.document.key, job.document.content_hash)) is job:
-            del self.jobs[key]
+    def close(self, job: Job) -> None:
+        """Follow a document no longer: later messages of the same text start anew."""
+        self._jobs.pop(id(job.document), None)
+        key = (job.document.key, job.document.content_hash)
+        if self._joinable.get(key) is job:
+            del self._joinable[key]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -141,8 +165,8 @@ class WorkerState:
     patience: Patience
     uniform: Callable[[float, float], float]
     backlog: Backlog
-    settlements: asyncio.Queue[Job | Settlement]
-    """Hand-off to stage 3: embedded documents and blank ones. Bounded."""
+    settlements: asyncio.Queue[Job | Settlement | None]
+    """Hand-off to stage 3: embedded documents, blank ones, and None after the last. Bounded."""
     in_flight: InFlight = field(default_factory=InFlight)
     wakes: dict[Lane, asyncio.Event] = field(default_factory=lambda: {lane: asyncio.Event() for lane in Lane})
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
