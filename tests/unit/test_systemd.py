@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import uuid
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from sidecar_daemon.adapters.systemd import ServiceNotifier
+from sidecar_daemon.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 
 @pytest.fixture(params=["path", "abstract"])
@@ -64,3 +66,14 @@ def test_a_full_socket_does_not_block(service_manager: tuple[socket.socket, str]
     _, address = service_manager
     notifier = ServiceNotifier(address)
     assert not all(notifier.status("x" * 4096) for _ in range(10_000))
+
+
+def test_the_unit_waits_longer_than_the_drain(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in [name for name in os.environ if name.startswith("SIDECAR_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    unit = (Path(__file__).parents[2] / "systemd/sidecar-daemon.service").read_text()
+    lines = dict(line.partition("=")[::2] for line in unit.splitlines() if "=" in line and not line.startswith("#"))
+    assert lines["Type"] == "notify"
+    assert lines["LoadCredential"].startswith("database_url:")
+    assert float(lines["TimeoutStopSec"]) > Settings.read().worker.drain_seconds
