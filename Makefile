@@ -15,7 +15,7 @@ MAKE_VENV = uv venv -q --allow-existing --python "$(PYTHON)" $(VENV)
 INSTALL = uv pip install -q --python $(RUN)
 else
 MAKE_VENV = "$(PYTHON)" -m venv $(VENV)
-INSTALL = $(RUN) -m pip install -q --disable-pip-version-check
+INSTALL = $(RUN) -m pip install -qq --disable-pip-version-check
 endif
 
 .PHONY: help demo test check clean

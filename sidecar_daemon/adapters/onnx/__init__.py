@@ -1,0 +1,1 @@
+"""The model: manifests, fetching, export to ONNX, tokenizer, session and pooling."""

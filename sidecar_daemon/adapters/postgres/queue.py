@@ -110,6 +110,7 @@ class PostgresQueue:
             [lease.lane.value for _, lease in leases],
             [lease.msg_id for _, lease in leases],
             [lease.read_ct for _, lease in leases],
+            retry=False,  # a document that a writer holds must not make its batch mates wait: the worker splits it off
         )
         return [
             Settled(
@@ -171,9 +172,7 @@ class PostgresQueue:
 
     async def sweep(self, *, rows: int, interval: float) -> SweepWindow:
         """See ``ports.Queue.sweep``."""
-        (row,) = await self._database.call(
-            "SELECT * FROM sidecar.sweep($1, $2, $3)", self._pipeline, rows, interval
-        )
+        (row,) = await self._database.call("SELECT * FROM sidecar.sweep($1, $2, $3)", self._pipeline, rows, interval)
         return SweepWindow(**dict(row))
 
     async def _show_again(self, delays: Mapping[Lease, float], *, code: str, excuse: bool) -> int:
@@ -221,9 +220,7 @@ class PostgresCatalog:
 
     async def register_model(self, pipeline: Pipeline, model_id: ModelId) -> None:
         """See ``ports.Catalog.register_model``."""
-        await self._database.call(
-            "SELECT sidecar.register_model($1, $2, $3)", pipeline.name, pipeline.model, model_id
-        )
+        await self._database.call("SELECT sidecar.register_model($1, $2, $3)", pipeline.name, pipeline.model, model_id)
 
     async def depths(self) -> list[QueueDepth]:
         """How full every pipeline's queues are, by pipeline name."""

@@ -1,0 +1,146 @@
+"""The three stages of one pipeline: lease, embed, settle. Bounded hand-offs; nothing is held while the model runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from sidecar_daemon.domain.errors import Refused
+from sidecar_daemon.domain.messages import Lane
+from sidecar_daemon.domain.outcomes import Outcome
+from sidecar_daemon.worker.backlog import Backlog
+from sidecar_daemon.worker.embedding import EmbeddingLoop
+from sidecar_daemon.worker.keeping import Keeper
+from sidecar_daemon.worker.leasing import Leaser
+from sidecar_daemon.worker.patience import Patience
+from sidecar_daemon.worker.settling import Settler
+from sidecar_daemon.worker.state import WorkerLimits, WorkerState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from concurrent.futures import Executor
+
+    from sidecar_daemon.domain.messages import Lease, ModelId, Pipeline
+    from sidecar_daemon.ports import Embedder, Queue
+    from sidecar_daemon.telemetry import Telemetry
+
+__all__ = ["Patience", "Worker", "WorkerLimits"]
+
+
+class Worker:
+    """Works on one pipeline until it is stopped or refused."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        model_id: ModelId,
+        *,
+        queue: Queue,
+        embedder: Embedder,
+        executor: Executor,
+        limits: WorkerLimits,
+        telemetry: Telemetry,
+        uniform: Callable[[float, float], float],
+        clock: Callable[[], float],
+    ) -> None:
+        """Wire the stages. ``executor`` runs the model; ``clock`` is monotonic, in seconds."""
+        self._state = WorkerState(
+            pipeline=pipeline,
+            model_id=model_id,
+            queue=queue,
+            embedder=embedder,
+            executor=executor,
+            limits=limits,
+            telemetry=telemetry,
+            patience=Patience(pipeline.name, telemetry, uniform=uniform, clock=clock),
+            uniform=uniform,
+            backlog=Backlog(
+                lane_tokens=limits.backlog_tokens,
+                max_padded_tokens=limits.batch_tokens,
+                max_windows=limits.batch_windows,
+            ),
+            settlements=asyncio.Queue(maxsize=2 * limits.batch_windows * limits.threads),
+        )
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the database is away for this worker."""
+        return self._state.patience.waiting
+
+    def wake(self, lane: Lane | None = None) -> None:
+        """Look at once for messages of a lane, or of both."""
+        for woken in Lane if lane is None else (lane,):
+            self._state.wakes[woken].set()
+
+    def stop(self) -> None:
+        """End leasing; ``run`` returns once what was started is settled and the rest is released."""
+        self._state.stopping.set()
+        self.wake()
+
+    async def run(self) -> None:
+        """Work until ``stop``, then drain within ``limits.drain_seconds``.
+
+        Raises:
+            Refused: the pipeline is paused, detached or wants another model. What was held is released.
+        """
+        state = self._state
+        loops = [
+            *[Leaser(state, lane).run() for lane in Lane],
+            *[EmbeddingLoop(state).run() for _ in range(state.limits.threads)],
+        ]
+        settler, keeper = asyncio.create_task(Settler(state).run()), asyncio.create_task(Keeper(state).run())
+        stages = [asyncio.create_task(loop) for loop in loops]
+        stopping = asyncio.create_task(state.stopping.wait())
+        try:
+            await asyncio.wait({*stages, settler, keeper, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            self.stop()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(state.limits.drain_seconds):
+                    await self._drain(stages, settler)
+        finally:
+            everything = [*stages, settler, keeper, stopping]
+            for task in everything:
+                task.cancel()
+            results = await asyncio.gather(*everything, return_exceptions=True)
+        await self._release_rest()
+        _raise_worst([result for result in results if isinstance(result, Exception)])
+
+    async def _drain(self, stages: list[asyncio.Task[None]], settler: asyncio.Task[None]) -> None:
+        """Release what was never started, finish what was."""
+        state = self._state
+        waiting = await state.backlog.close()
+        jobs = [job for document in waiting if (job := state.in_flight.job_of(document)) is not None]
+        for job in jobs:
+            state.in_flight.close(job)
+        await self._release([lease for job in jobs for lease in job.leases], documents=len(jobs))
+        if settler.done():  # refused or broken: nothing that still comes out of the model can be settled
+            return
+        await asyncio.wait(stages)
+        if not settler.done():
+            await state.settlements.put(None)
+            await asyncio.wait([settler])
+
+    async def _release_rest(self) -> None:
+        """The drain limit has passed, or a stage broke: let others have what is still held."""
+        state = self._state
+        rest = list(state.in_flight.leases)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(2):
+                await self._release(rest, documents=len({lease.key for lease in rest}))
+
+    async def _release(self, leases: list[Lease], *, documents: int) -> None:
+        state = self._state
+        if not leases:
+            return
+        with suppress(Refused):  # the queue went with its pipeline
+            await state.patience(lambda: state.queue.release(leases))
+        state.done(leases)
+        state.count(Counter({Outcome.RELEASED: documents}))
+
+
+def _raise_worst(errors: list[Exception]) -> None:
+    """Raise a bug before a refusal: a refusal is an answer, a bug ends the process."""
+    for error in sorted(errors, key=lambda error: isinstance(error, Refused)):
+        raise error

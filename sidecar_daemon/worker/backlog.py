@@ -1,0 +1,79 @@
+"""The bounded hand-off between leasing and embedding: windows wait here for an idle inference thread."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from sidecar_daemon.domain.batching import next_batch, remaining
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sidecar_daemon.domain.messages import Batch, Document, Lane, Window
+
+
+class Backlog:
+    """Windows that wait, oldest first. No timer: an idle thread takes what is there."""
+
+    def __init__(self, *, lane_tokens: int, max_padded_tokens: int, max_windows: int) -> None:
+        """Bound each lane to about ``lane_tokens`` real tokens, and every batch to the other two."""
+        self._lane_tokens = lane_tokens
+        self._max_padded_tokens = max_padded_tokens
+        self._max_windows = max_windows
+        self._pending: list[Window] = []
+        self._changed = asyncio.Condition()
+        self._closed = False
+
+    def __len__(self) -> int:
+        """Windows that wait."""
+        return len(self._pending)
+
+    async def room(self, lane: Lane) -> bool:
+        """Wait until a lane is less than half full, so that a lease refills it while the model runs.
+
+        Returns:
+            False once the backlog is closed.
+        """
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._closed or self._tokens(lane) < self._lane_tokens / 2)
+            return not self._closed
+
+    async def put(self, windows: Sequence[Window]) -> bool:
+        """Add one document's windows once its lane has room. False, and nothing added, once closed."""
+        lane = windows[0].document.lane
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._closed or self._tokens(lane) < self._lane_tokens)
+            if not self._closed:
+                self._pending.extend(windows)
+                self._changed.notify_all()
+            return not self._closed
+
+    async def take(self) -> Batch | None:
+        """Wait for windows and take one batch; None once closed."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._closed or self._pending)
+            if not self._pending:
+                return None
+            batch = next_batch(self._pending, max_padded_tokens=self._max_padded_tokens, max_windows=self._max_windows)
+            self._pending = remaining(self._pending, batch)
+            self._changed.notify_all()
+            return batch
+
+    async def remove(self, document: Document) -> None:
+        """Take a document's windows out: it failed, or its leases are lost."""
+        async with self._changed:
+            self._pending = [window for window in self._pending if window.document is not document]
+            self._changed.notify_all()
+
+    async def close(self) -> list[Document]:
+        """Take nothing more in or out. Returns the documents that still waited, once each."""
+        async with self._changed:
+            self._closed = True
+            waiting = list({id(window.document): window.document for window in self._pending}.values())
+            self._pending.clear()
+            self._changed.notify_all()
+            return waiting
+
+    def _tokens(self, lane: Lane) -> int:
+        return sum(window.length for window in self._pending if window.document.lane is lane)

@@ -1,0 +1,87 @@
+"""Stage 2: batches through the model on inference threads; a failing batch is tried again document by document."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from sidecar_daemon.domain.errors import Poison
+from sidecar_daemon.domain.messages import Batch
+from sidecar_daemon.worker.failing import fail
+
+if TYPE_CHECKING:
+    from sidecar_daemon.domain.messages import Document, Vectors
+    from sidecar_daemon.worker.state import Job, WorkerState
+
+
+class EmbeddingLoop:
+    """Keeps one inference thread busy."""
+
+    def __init__(self, state: WorkerState) -> None:
+        """Bind a worker's state."""
+        self._state = state
+
+    async def run(self) -> None:
+        """Take batches until the backlog is closed."""
+        while (batch := await self._state.backlog.take()) is not None:
+            await self._embed(batch)
+
+    async def _embed(self, batch: Batch) -> None:
+        """Run one batch; where the model refuses it, run each document alone and blame the one that fails again."""
+        jobs = self._jobs(batch)
+        wanted = Batch(tuple(window for window in batch.windows if self._state.in_flight.job_of(window.document)))
+        if not jobs:
+            return
+        await self._announce(jobs)
+        try:
+            vectors = await self._infer(wanted)
+        except Poison as error:
+            if len(jobs) == 1:
+                await fail(self._state, jobs[0], error)
+                return
+            for job in jobs:
+                await self._embed(Batch(tuple(w for w in wanted.windows if w.document is job.document)))
+        else:
+            await self._collect(wanted, vectors)
+
+    def _jobs(self, batch: Batch) -> list[Job]:
+        """The documents of a batch that are still ours, once each."""
+        documents: dict[int, Document] = {id(window.document): window.document for window in batch.windows}
+        found = [self._state.in_flight.job_of(document) for document in documents.values()]
+        return [job for job in found if job is not None]
+
+    async def _announce(self, jobs: list[Job]) -> None:
+        """Before a suspect runs, record it: if the process dies now, the blame is its own."""
+        for job in jobs:
+            if job.document.suspect and not job.begun:
+                job.begun = True
+                leases = tuple(job.leases)
+                await self._state.patience(lambda leases=leases: self._state.queue.begin(leases))  # type: ignore[misc]  # mypy infers no type for a lambda's default
+
+    async def _infer(self, batch: Batch) -> Vectors:
+        """Run the model on an inference thread. Shape ``(windows, dimensions)``, float32."""
+        state = self._state
+        started = time.monotonic()
+        ids = [window.tokens.ids for window in batch.windows]
+        vectors = await asyncio.get_running_loop().run_in_executor(state.executor, state.embedder.embed, ids)
+        state.telemetry.batch_embedded(
+            state.pipeline.name,
+            batch.windows[0].document.lane,
+            documents=len({id(window.document) for window in batch.windows}),
+            windows=len(batch.windows),
+            tokens=batch.tokens,
+            padded_tokens=batch.padded_tokens,
+            seconds=time.monotonic() - started,
+        )
+        return vectors
+
+    async def _collect(self, batch: Batch, vectors: Vectors) -> None:
+        """Give each window's vector to its document, and complete documents to stage 3."""
+        for window, vector in zip(batch.windows, vectors, strict=True):
+            job = self._state.in_flight.job_of(window.document)
+            if job is None:
+                continue
+            job.vectors[window.ordinal] = vector
+            if job.complete:
+                await self._state.settlements.put(job)

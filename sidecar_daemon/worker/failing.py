@@ -1,0 +1,54 @@
+"""What happens to a document that cannot be embedded or stored: deferred with a backoff, or dead-lettered."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from sidecar_daemon.domain.outcomes import Outcome
+from sidecar_daemon.domain.retry import backoff
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sidecar_daemon.domain.errors import Poison
+    from sidecar_daemon.domain.messages import ContentHash, Lease
+    from sidecar_daemon.worker.state import Job, WorkerState
+
+PERMANENT = frozenset({"bad_vector"})
+"""Reasons that another attempt cannot mend: the same text through the same model gives the same answer."""
+
+
+async def fail(state: WorkerState, job: Job, error: Poison) -> None:
+    """Blame one document, tried alone: defer it, or move it to the dead letters after its last attempt."""
+    state.in_flight.close(job)
+    await state.backlog.remove(job.document)
+    attempt = job.attempt
+    if attempt >= state.limits.max_attempts or error.code in PERMANENT:
+        await bury(state, job.leases, reason=error.code, detail=str(error), content_hash=job.document.content_hash)
+        return
+    delay = backoff(attempt, base=state.limits.backoff_base, cap=state.limits.backoff_cap, uniform=state.uniform)
+    delays = dict.fromkeys(job.leases, delay)
+    await state.patience(lambda: state.queue.defer(delays, code=error.code))
+    state.done(job.leases)
+    state.telemetry.deferred(state.pipeline.name, error.code, attempt=attempt, delay=delay)
+    state.count(Counter({Outcome.DEFERRED: 1}))
+
+
+async def bury(
+    state: WorkerState,
+    leases: Sequence[Lease],
+    *,
+    reason: str,
+    detail: str,
+    content_hash: ContentHash | None = None,
+) -> None:
+    """Move one document's messages to the dead letters. Nothing happens where the leases are lost."""
+    moved = await state.patience(
+        lambda: state.queue.dead_letter(leases, reason=reason, detail=detail, content_hash=content_hash)
+    )
+    state.done(leases)
+    if moved:
+        attempts = max(lease.attempt for lease in leases)
+        state.telemetry.dead_lettered(state.pipeline.name, leases[0].key, reason, attempts=attempts)
+        state.count(Counter({Outcome.DEAD_LETTERED: 1}))

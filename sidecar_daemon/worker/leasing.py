@@ -1,0 +1,176 @@
+"""Stage 1: lease messages of one lane, read their documents, and hand windows to the model."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from contextlib import suppress
+from typing import TYPE_CHECKING, assert_never
+
+from sidecar_daemon.domain.errors import Poison
+from sidecar_daemon.domain.messages import Document, Lane, LongDocuments, Settlement, Window
+from sidecar_daemon.domain.outcomes import Outcome, Verdict
+from sidecar_daemon.worker.failing import bury
+from sidecar_daemon.worker.state import Job
+
+if TYPE_CHECKING:
+    from sidecar_daemon.domain.messages import DocumentKey, Lease, Reading
+    from sidecar_daemon.worker.state import WorkerState
+
+READ_AT_ONCE = 64
+"""Documents read and tokenized together: the first of a large lease reach the model while the rest are read."""
+
+
+class Leaser:
+    """Leases one lane while there is room, wakes on a notification, and polls adaptively without one."""
+
+    def __init__(self, state: WorkerState, lane: Lane) -> None:
+        """Bind a worker's state and a lane."""
+        self._state = state
+        self._lane = lane
+
+    async def run(self) -> None:
+        """Lease until the worker stops. Raises ``Refused`` when the pipeline may not be worked on."""
+        state, limits = self._state, self._state.limits
+        pause = limits.poll_min
+        while await state.backlog.room(self._lane) and not state.stopping.is_set():
+            state.wakes[self._lane].clear()
+            found = await self._lease_once()
+            if found == limits.lease_messages:
+                continue
+            pause = limits.poll_min if found else min(pause * 2, limits.poll_max)
+            with suppress(TimeoutError):
+                # Jitter, so that replicas do not poll in step.
+                await asyncio.wait_for(state.wakes[self._lane].wait(), pause * state.uniform(0.75, 1.25))
+
+    async def _lease_once(self) -> int:
+        """Lease, read and hand on. Returns the number of messages leased."""
+        state = self._state
+        started = time.monotonic()
+        leases = await state.patience(
+            lambda: state.queue.lease(self._lane, seconds=state.limits.lease_seconds, limit=state.limits.lease_messages)
+        )
+        state.in_flight.leases.update(leases)
+        if not leases:
+            return 0
+        by_key = await self._bury_hopeless(leases)
+        keys = list(by_key)
+        for first in range(0, len(keys), READ_AT_ONCE):
+            if state.stopping.is_set():
+                await self._release([lease for key in keys[first:] for lease in by_key[key]])
+                break
+            part = keys[first : first + READ_AT_ONCE]
+            readings = await self._read(part, by_key)
+            await self._sort_out(readings, by_key)
+        state.telemetry.leased(state.pipeline.name, self._lane, len(leases), len(by_key), time.monotonic() - started)
+        return len(leases)
+
+    async def _read(self, keys: list[DocumentKey], by_key: dict[DocumentKey, list[Lease]]) -> list[Reading]:
+        """Read documents; where one cannot be rendered, read each alone and dead-letter the culprit."""
+        state = self._state
+        try:
+            return await state.patience(lambda: state.queue.read(keys))
+        except Poison as error:
+            if len(keys) == 1:
+                await bury(state, by_key[keys[0]], reason=error.code, detail=str(error))
+                return []
+        return [reading for key in keys for reading in await self._read([key], by_key)]
+
+    async def _bury_hopeless(self, leases: list[Lease]) -> dict[DocumentKey, list[Lease]]:
+        """Dead-letter foreign shapes, and what used up its attempts, before any text is read; group the rest."""
+        state = self._state
+        by_key: dict[DocumentKey, list[Lease]] = {}
+        for lease in leases:
+            if lease.key is None:
+                await bury(state, [lease], reason="malformed", detail="the message names no document of this source")
+            elif lease.attempt > state.limits.max_attempts:
+                last = f"; last error: {lease.last_error}" if lease.last_error else ""
+                await bury(
+                    state,
+                    [lease],
+                    reason="attempts_exhausted",
+                    detail=f"{lease.attempt - 1} attempts ended without an answer{last}",
+                )
+            else:
+                by_key.setdefault(lease.key, []).append(lease)
+        return by_key
+
+    async def _sort_out(self, readings: list[Reading], by_key: dict[DocumentKey, list[Lease]]) -> None:
+        """Send each document where its verdict says."""
+        embed: list[Document] = []
+        finished: list[Lease] = []
+        outcomes: Counter[Outcome] = Counter()
+        for reading in readings:
+            leases = by_key[reading.key]
+            match reading.verdict:
+                case Verdict.EMBED:
+                    embed.append(_document(reading, leases))
+                case Verdict.UNCHANGED:
+                    finished += leases
+                    outcomes[Outcome.UNCHANGED] += 1
+                case Verdict.GONE:
+                    finished += leases
+                    outcomes[Outcome.GONE] += 1
+                case Verdict.BLANK:
+                    await self._settle_blank(reading, leases)
+                case Verdict.TOO_LARGE:
+                    await bury(
+                        self._state,
+                        leases,
+                        reason="too_large",
+                        detail=f"{reading.content_bytes} bytes; SIDECAR_MAX_DOCUMENT_BYTES allows less",
+                    )
+                case Verdict.LATER:
+                    await self._release(leases)
+                case Verdict.MALFORMED:
+                    await bury(self._state, leases, reason="malformed", detail="the key is no value of the key's type")
+                case _:
+                    assert_never(reading.verdict)
+        await self._acknowledge(finished, outcomes)
+        await self._hand_on(embed)
+
+    async def _hand_on(self, documents: list[Document]) -> None:
+        """Tokenize off the event loop and put the windows into the backlog."""
+        state = self._state
+        new = [document for document in documents if not state.in_flight.join(document)]
+        if not new:
+            return
+        started = time.monotonic()
+        tokenized = await asyncio.to_thread(lambda: [state.embedder.tokenize(document.content) for document in new])
+        seconds = (time.monotonic() - started) / len(new)
+        for document, parts in zip(new, tokenized, strict=True):
+            kept = parts[:1] if state.pipeline.long_documents is LongDocuments.TRUNCATE else parts
+            windows = tuple(
+                Window(document=document, ordinal=n, of=len(kept), tokens=part) for n, part in enumerate(kept)
+            )
+            state.telemetry.tokenized(state.pipeline.name, seconds, len(windows))
+            job = Job(document=document, windows=windows, leases=list(document.leases))
+            state.in_flight.open(job)
+            if not await state.backlog.put(windows):
+                state.in_flight.close(job)
+                await self._release(job.leases)
+
+    async def _settle_blank(self, reading: Reading, leases: list[Lease]) -> None:
+        assert reading.content_hash is not None  # noqa: S101  the database always hashes a blank document
+        await self._state.settlements.put(
+            Settlement(key=reading.key, content_hash=reading.content_hash, chunks=(), leases=tuple(leases))
+        )
+
+    async def _acknowledge(self, leases: list[Lease], outcomes: Counter[Outcome]) -> None:
+        if leases:
+            await self._state.patience(lambda: self._state.queue.acknowledge(leases))
+            self._state.done(leases)
+            self._state.count(outcomes)
+
+    async def _release(self, leases: list[Lease]) -> None:
+        if leases:
+            await self._state.patience(lambda: self._state.queue.release(leases))
+            self._state.done(leases)
+            self._state.count(Counter({Outcome.RELEASED: len({lease.key for lease in leases})}))
+
+
+def _document(reading: Reading, leases: list[Lease]) -> Document:
+    assert reading.content is not None  # noqa: S101  the verdict says so
+    assert reading.content_hash is not None  # noqa: S101  the verdict says so
+    return Document(key=reading.key, content=reading.content, content_hash=reading.content_hash, leases=tuple(leases))
