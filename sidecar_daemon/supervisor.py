@@ -14,7 +14,7 @@ from sidecar_daemon.domain.errors import Fatal, Refused, Transient
 from sidecar_daemon.domain.messages import Lane, Pipeline, PipelineName
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Coroutine
+    from collections.abc import Awaitable, Callable, Collection
 
     from sidecar_daemon.domain.messages import ModelId
     from sidecar_daemon.ports import Catalog

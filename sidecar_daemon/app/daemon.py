@@ -8,20 +8,20 @@ import random
 import signal
 import sys
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, generate_latest
 
 from sidecar_daemon.adapters.http import HttpState, build_app, serve
 from sidecar_daemon.adapters.postgres.listener import Listener
 from sidecar_daemon.adapters.postgres.migrate import check_version
-from sidecar_daemon.adapters.postgres.operations import Operations
+from sidecar_daemon.adapters.postgres.operations import PostgresOperations
 from sidecar_daemon.adapters.postgres.pool import Database
 from sidecar_daemon.adapters.postgres.queue import PostgresCatalog
 from sidecar_daemon.adapters.systemd import ServiceNotifier
 from sidecar_daemon.app.clock import elapsed
 from sidecar_daemon.app.crews import Hiring
-from sidecar_daemon.domain.errors import SidecarError
+from sidecar_daemon.app.documents import status_document
 from sidecar_daemon.settings import Pooler, Settings, installed_folder
 from sidecar_daemon.supervisor import Supervisor
 from sidecar_daemon.telemetry import Telemetry, build_version, configure_logging
@@ -107,12 +107,15 @@ class _Daemon:
                 reasons = [starting.reason]
             return not reasons, reasons
 
+        async def status() -> dict[str, Any]:
+            return status_document(await PostgresOperations(database).status())
+
         app = build_app(
             HttpState(
                 alive=lambda: (True, "the event loop answers"),
                 ready=ready,
                 metrics=lambda: generate_latest(self._registry),
-                status=Operations(database).status_document,
+                status=status,
                 version=build_version(),
             )
         )
