@@ -124,7 +124,8 @@ class Supervisor:
                 for task in [*watchers, *posts]:
                     if task.done():
                         task.result()
-                        self._wake.set()
+                if any(task.done() for task in posts):
+                    self._wake.set()
         finally:
             self._draining = True
             for task in watchers:
@@ -138,7 +139,8 @@ class Supervisor:
             await self._reconcile(await self._patience(self._catalog.pipelines))
             self._reconciled = True
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), RECONCILE_SECONDS)
+                async with asyncio.timeout(RECONCILE_SECONDS):
+                    await self._wake.wait()
 
     async def _reconcile(self, pipelines: list[Pipeline]) -> None:
         """Dismiss who works on what changed; hire for what is not staffed."""

@@ -72,7 +72,8 @@ class Sweeper:
             self._telemetry.swept(self._pipeline, window, seconds)
             self._rows = next_rows(self._rows, seconds, most=self._limits.rows)
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), self._rest(window, seconds) * self._uniform(0.8, 1.2))
+                async with asyncio.timeout(self._rest(window, seconds) * self._uniform(0.8, 1.2)):
+                    await self._wake.wait()
 
     def _rest(self, window: SweepWindow, seconds: float) -> float:
         """Seconds until the next call."""

@@ -42,7 +42,8 @@ class Leaser:
             pause = limits.poll_min if found else min(pause * 2, limits.poll_max)
             with suppress(TimeoutError):
                 # Jitter, so that replicas do not poll in step.
-                await asyncio.wait_for(state.wakes[self._lane].wait(), pause * state.uniform(0.75, 1.25))
+                async with asyncio.timeout(pause * state.uniform(0.75, 1.25)):
+                    await state.wakes[self._lane].wait()
 
     async def _lease_once(self) -> int:
         """Lease, read and hand on. Returns the number of messages leased."""

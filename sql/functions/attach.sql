@@ -1,5 +1,7 @@
 -- Attaching and detaching tables. Run as the caller, who owns the source (or may create triggers and foreign keys on
 -- it) and is a member of the owner of schema sidecar.
+-- Locks: SHARE ROW EXCLUSIVE on the source for some milliseconds, waited for at most 5 s; see each function.
+-- May call: members of the owner of schema sidecar.
 
 -- Raises SC010 with one line.
 CREATE OR REPLACE FUNCTION sidecar._refuse(p_format text, VARIADIC p_values text[])

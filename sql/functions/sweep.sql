@@ -1,5 +1,6 @@
 -- Walks one window of the source by key and enqueues on the bulk lane what is missing, outdated, of another model, or
--- blank with vectors left over. A dead letter whose content has not changed is left alone.
+-- blank with vectors left over. A dead letter whose content has not changed is left alone, and so
+-- is what has a message in a lane already.
 -- A walk starts at most every p_interval seconds; a backfill starts at once. It waits while a lane is deeper than
 -- p_depth. Columns: state (walked, finished, waiting, resting, busy), what this window found, and whether this is a
 -- backfill.
@@ -62,6 +63,8 @@ BEGIN
             SELECT j.key, j.verdict FROM judged AS j WHERE j.verdict <> 'fine' AND NOT EXISTS (
                 SELECT FROM %8$s AS d
                 WHERE d.message ->> 'document_id' = j.key AND d.message ->> 'content_hash' = j.hash)
+            AND NOT EXISTS (SELECT FROM %9$s AS q WHERE q.message ->> 'document_id' = j.key)
+            AND NOT EXISTS (SELECT FROM %10$s AS q WHERE q.message ->> 'document_id' = j.key)
         ), sent AS (
             INSERT INTO %9$s (vt, message)
             SELECT clock_timestamp(), jsonb_build_object('document_id', w.key, 'action', w.verdict) FROM wanted AS w
@@ -76,7 +79,7 @@ BEGIN
          CASE WHEN w.position IS NOT NULL
               THEN format('WHERE s.%I %s $1::%s', p.key_column, p.key_follows, p.key_type) ELSE '' END,
          p.embeddings_key, p.embeddings, p.key_equals, sidecar._queue_table(p.queue, 'dead'),
-         sidecar._queue_table(p.queue, 'bulk'))
+         sidecar._queue_table(p.queue, 'bulk'), sidecar._queue_table(p.queue, 'live'))
     INTO scanned, v_last, missing, outdated, wrong_model, surplus, enqueued
     USING w.position, p_rows, p.model_id;
     state := CASE WHEN scanned < p_rows THEN 'finished' ELSE 'walked' END;
