@@ -122,7 +122,8 @@ class EmbeddedServer:
         login = quote(user, safe="")
         if password is not None and self._tcp_port is not None:
             return f"postgresql://{login}:{quote(password, safe='')}@127.0.0.1:{self._tcp_port}/{quote(database)}"
-        return f"postgresql://{login}@/{quote(database)}?host={quote(str(self._socket_dir()), safe='/')}"
+        folder, port = self._address()
+        return f"postgresql://{login}@/{quote(database)}?host={quote(folder, safe='/')}&port={port}"
 
     def log_tail(self, lines: int = 20) -> list[str]:
         """Last lines of the server's log."""
@@ -195,6 +196,16 @@ class EmbeddedServer:
         path = self.data_dir / _SETTINGS_FILE
         path.write_text("".join(lines))
         account.own(path)
+
+    def _address(self) -> tuple[str, int]:
+        """Socket folder and port: what the running server says, else what it will be started with."""
+        try:
+            lines = (self.data_dir / "postmaster.pid").read_text().splitlines()
+        except FileNotFoundError:
+            lines = []
+        if len(lines) > 4 and lines[4]:
+            return lines[4], int(lines[3])
+        return str(self._socket_dir()), self._tcp_port or 5432
 
     def _socket_dir(self) -> Path:
         if len(os.fsencode(self.data_dir / _SOCKET_NAME)) <= _LONGEST_SOCKET_PATH:
