@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -42,7 +41,7 @@ class Ear:
     def uniform(self, low: float, high: float) -> float:
         assert low == 0
         self.waits.append(high)
-        return random.uniform(low, high)
+        return high
 
     @property
     def events(self) -> list[str]:
@@ -50,7 +49,7 @@ class Ear:
 
 
 @asynccontextmanager
-async def listening(dsn: str, **options: float) -> AsyncIterator[Ear]:
+async def listening(dsn: str, *, keepalive: float = 15.0, connect_timeout: float = 5.0) -> AsyncIterator[Ear]:
     ear = Ear()
     stop = asyncio.Event()
     listener = Listener(
@@ -61,7 +60,8 @@ async def listening(dsn: str, **options: float) -> AsyncIterator[Ear]:
         uniform=ear.uniform,
         backoff_base=0.02,
         backoff_cap=0.2,
-        **options,
+        keepalive=keepalive,
+        connect_timeout=connect_timeout,
     )
     running = asyncio.create_task(listener.run(stop))
     await eventually(lambda: ear.connects or running.done() or ear.log, what="a first try")
