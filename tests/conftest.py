@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -25,7 +26,6 @@ ROOT = Path(__file__).resolve().parents[1]
 SQL = ROOT / "sql"
 FAST = {
     "fsync": "off",
-    "synchronous_commit": "off",
     "full_page_writes": "off",
     "shared_buffers": "64MB",
     "max_connections": "100",
@@ -33,7 +33,7 @@ FAST = {
     "max_wal_senders": "0",
     "jit": "off",
 }
-"""Settings of a server whose data nobody will miss."""
+"""Settings of a server whose machine never crashes; its processes may, so commits stay synchronous."""
 RUNTIME_ROLE = "daemon_under_test"
 
 _numbers = itertools.count(1)
@@ -73,11 +73,22 @@ def cluster() -> Iterator[EmbeddedServer]:
         yield running
 
 
+@pytest.fixture(scope="session")
+def pristine() -> Iterator[Path]:
+    """A data directory in which nothing was done yet, for copies."""
+    with short_folder() as folder:
+        with EmbeddedServer(folder / "pg", settings=FAST):
+            pass
+        yield folder / "pg"
+
+
 @pytest.fixture
-def server() -> Iterator[EmbeddedServer]:
+def server(pristine: Path) -> Iterator[EmbeddedServer]:
     """A server of the test's own, to stop and restart."""
-    with short_folder() as folder, EmbeddedServer(folder / "pg", settings=FAST) as running:
-        yield running
+    with short_folder() as folder:
+        subprocess.run(["cp", "-a", str(pristine), str(folder / "pg")], check=True)
+        with EmbeddedServer(folder / "pg", settings=FAST) as running:
+            yield running
 
 
 async def migrate_at(dsn: str, sql: Path = SQL) -> None:

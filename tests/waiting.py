@@ -5,17 +5,26 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 T = TypeVar("T")
 
+
 _PAUSE = 0.02
 
 
-async def eventually(check: Callable[[], Awaitable[T]] | Callable[[], T], timeout: float = 30.0, what: str = "") -> T:  # noqa: ASYNC109  a deadline for polling, not for one await
+@overload
+async def eventually(check: Callable[[], Awaitable[T]], timeout: float = 30.0, what: str = "") -> T: ...  # noqa: ASYNC109  see below
+
+
+@overload
+async def eventually(check: Callable[[], T], timeout: float = 30.0, what: str = "") -> T: ...  # noqa: ASYNC109  see below
+
+
+async def eventually(check: Callable[[], Any], timeout: float = 30.0, what: str = "") -> Any:  # noqa: ASYNC109  a deadline for polling, not for one await
     """Call ``check`` until what it returns is true; return that.
 
     Args:

@@ -35,6 +35,8 @@ _SOCKET_NAME = ".s.PGSQL.5432"
 _LONGEST_SOCKET_PATH = 100
 """Bytes. Linux allows 107, macOS 103."""
 _START_SECONDS = 60
+_NO_PID = 2**31 - 1
+"""Beyond the highest pid that a kernel gives."""
 _LOCALE = ("--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C", "--encoding=UTF8")
 """Built into the server: the same on every machine, whatever locales it has."""
 
@@ -100,7 +102,7 @@ class EmbeddedServer:
             self._create_cluster(binaries, account)
             self._check_version(binaries)
             if self._running_pid() is None:
-                (self.data_dir / "postmaster.pid").unlink(missing_ok=True)
+                self._disown_locks()
                 self._launch(binaries, account)
                 self.started_here = True
 
@@ -122,7 +124,8 @@ class EmbeddedServer:
         login = quote(user, safe="")
         if password is not None and self._tcp_port is not None:
             return f"postgresql://{login}:{quote(password, safe='')}@127.0.0.1:{self._tcp_port}/{quote(database)}"
-        return f"postgresql://{login}@/{quote(database)}?host={quote(str(self._socket_dir()), safe='/')}"
+        folder, port = self._address()
+        return f"postgresql://{login}@/{quote(database)}?host={quote(folder, safe='/')}&port={port}"
 
     def log_tail(self, lines: int = 20) -> list[str]:
         """Last lines of the server's log."""
@@ -163,6 +166,15 @@ class EmbeddedServer:
                 "choose another data directory, or move this one away",
             )
 
+    def _disown_locks(self) -> None:
+        """Let a start pass the lock files of a crash, whose pid may be a zombie or another process by now."""
+        folder, port = self._address()
+        (Path(folder) / f".s.PGSQL.{port}.lock").unlink(missing_ok=True)
+        pid_file = self.data_dir / "postmaster.pid"
+        if pid_file.exists():
+            # Kept but for the pid: its other lines let the server find children of the crashed one.
+            pid_file.write_text("\n".join([str(_NO_PID), *pid_file.read_text().split("\n")[1:]]))
+
     def _launch(self, binaries: Path, account: _Account) -> None:
         socket_dir = self._socket_dir()
         if socket_dir != self.data_dir:
@@ -176,7 +188,7 @@ class EmbeddedServer:
             except Fatal:
                 tail = self.log_tail()
                 # Children of a crashed server may live for a moment and hold its shared memory.
-                if not any("pre-existing shared memory" in line for line in tail[-3:]) or time.monotonic() > deadline:
+                if not any("pre-existing shared memory" in line for line in tail[-5:]) or time.monotonic() > deadline:
                     cause = next((line for line in reversed(tail) if "FATAL" in line), "see server.log")
                     raise Fatal("embedded_server", f"PostgreSQL on {self.data_dir} does not start: {cause}") from None
                 time.sleep(0.1)
@@ -195,6 +207,16 @@ class EmbeddedServer:
         path = self.data_dir / _SETTINGS_FILE
         path.write_text("".join(lines))
         account.own(path)
+
+    def _address(self) -> tuple[str, int]:
+        """Socket folder and port: what the running server says, else what it will be started with."""
+        try:
+            lines = (self.data_dir / "postmaster.pid").read_text().splitlines()
+        except FileNotFoundError:
+            lines = []
+        if len(lines) > 4 and lines[4]:
+            return lines[4], int(lines[3])
+        return str(self._socket_dir()), self._tcp_port or 5432
 
     def _socket_dir(self) -> Path:
         if len(os.fsencode(self.data_dir / _SOCKET_NAME)) <= _LONGEST_SOCKET_PATH:

@@ -105,6 +105,9 @@ def translate(error: BaseException, place: str = "") -> SidecarError:
     """
     if isinstance(error, SidecarError):
         return error
+    if isinstance(error, asyncpg.DataError) and error.severity is None:  # never reached the server
+        found = _ARGUMENT.search(str(error))
+        return Fatal("bad_argument", f"a value of the wrong type for {found.group(1) if found else 'an argument'}")
     if isinstance(error, asyncpg.PostgresError):
         return _from_server(error, place)
     if isinstance(error, asyncpg.InterfaceError | asyncpg.InternalClientError):
@@ -140,9 +143,8 @@ def _from_driver(error: asyncpg.InterfaceError | asyncpg.InternalClientError, pl
         return Transient("read_only", f"no server of the wanted kind (target_session_attrs){_at(place)}")
     if isinstance(error, asyncpg.ClientConfigurationError):
         return Fatal("bad_database_url", "the database URL is not one that the driver understands")
-    if isinstance(error, asyncpg.DataError):
-        found = _ARGUMENT.search(str(error))
-        return Fatal("bad_argument", f"a value of the wrong type for {found.group(1) if found else 'an argument'}")
+    if isinstance(error, asyncpg.OutdatedSchemaCacheError):
+        return Transient("stale_catalog", "a type of the database changed under an open connection")
     if _CLOSED.search(str(error)) or isinstance(error, asyncpg.InternalClientError):
         return Transient("connection_lost", f"the connection to the database is closed{_at(place)}")
     return Fatal("driver_misuse", one_line(str(error)))

@@ -55,7 +55,8 @@ def place_of(dsn: str) -> str:
         url = urlsplit(dsn)
     except ValueError:
         url = urlsplit("")
-    if url.scheme not in {"postgres", "postgresql"}:
+    ports = [host.rpartition("]")[2].partition(":")[2] for host in url.netloc.rpartition("@")[2].split(",")]
+    if url.scheme not in {"postgres", "postgresql"} or not all(port.isdigit() for port in ports if port):
         raise Fatal("bad_database_url", "the database URL must look like postgresql://user:password@host:5432/database")
     login, _, hosts = url.netloc.rpartition("@")
     query = parse_qs(url.query)
