@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         LongDocuments,
         ModelId,
         Pipeline,
+        QueueDepth,
         Reading,
         Settled,
         Settlement,
@@ -97,10 +98,13 @@ class Queue(Protocol):
 
 
 class Catalog(Protocol):
-    """The pipelines that exist."""
+    """The pipelines that exist, and how full their queues are. Every method raises ``Transient``."""
 
     async def pipelines(self) -> list[Pipeline]:
         """All pipelines, by name."""
+
+    async def depths(self) -> list[QueueDepth]:
+        """How full every pipeline's queues are, by pipeline name."""
 
     async def register_model(self, pipeline: Pipeline, model_id: ModelId) -> None:
         """Write the id where the pipeline has none. Raises ``Refused`` where it has another."""

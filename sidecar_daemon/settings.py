@@ -10,7 +10,6 @@ import difflib
 import math
 import os
 import re
-import shlex
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -30,6 +29,8 @@ if TYPE_CHECKING:
 
 _PREFIX = "sidecar_"
 _SECRETS = ("database_url", "listen_url")
+_WORD = re.compile(r"([a-z_]+)\s*=\s*(?:'((?:[^'\\]|\\.)*)'|((?:[^\s'\\]|\\.)+))(?=\s|$)")
+"""``name=value`` of a libpq connection string; a backslash escapes, quotes hold spaces."""
 
 
 class Pooler(StrEnum):
@@ -223,12 +224,15 @@ def _postgres_url(value: SecretStr) -> SecretStr:
     """Accept a URL, or libpq's ``host=… dbname=…``, which becomes a URL."""
     text = value.get_secret_value().strip()
     if re.match(r"postgres(ql)?://", text):
-        urlsplit(text)  # raises ValueError on a bracketed host that is no address
+        place = urlsplit(text).netloc
+        hosts = place.partition("@")[2] if "@" in place else place  # as the driver splits it
+        if not all(re.fullmatch(r"(\[[0-9a-fA-F:.%]+\]|[^:@\[\]]*)(:\d{1,5})?", host) for host in hosts.split(",")):
+            raise ValueError
         return SecretStr(text)
-    words = [word.partition("=") for word in shlex.split(re.sub(r"\s*=\s*", "=", text))]
-    if not words or not all(name.isidentifier() and sign for name, sign, _ in words):
+    if not re.fullmatch(rf"(?:{_WORD.pattern}\s*)+", text):
         raise ValueError
-    return SecretStr("postgresql://?" + urlencode({name: content for name, _, content in words}))
+    words = {name: re.sub(r"\\(.)", r"\1", quoted or plain) for name, quoted, plain in _WORD.findall(text)}
+    return SecretStr("postgresql://?" + urlencode(words))
 
 
 def _names(value: object) -> object:
@@ -250,7 +254,7 @@ def _setting(default: Any, allowed: str, *, ge: float | None = None, gt: float |
 
 _DAY = 86400.0
 _SECONDS = "a number of seconds > 0 and <= 86400"
-_POSTGRES = "a URL like postgresql://user@host:5432/name, or host=... dbname=... user=..."
+_POSTGRES = "a URL like postgresql://user@host:5432/name (special characters as %XX), or host=... dbname=... user=..."
 
 
 class _Environment(BaseSettings):
@@ -393,8 +397,8 @@ def _refuse_unknown(found: Iterable[tuple[str, str | None]], known: Mapping[str,
         name = key.upper()
         if not name.startswith(_PREFIX.upper()) or name in names or _service_link(name, value or ""):
             continue
-        close = difflib.get_close_matches(name, names, n=1)
-        hint = f"did you mean {close[0]}?" if close else "must be one of the names in the README"
+        close = difflib.get_close_matches(name[len(_PREFIX) :], [ours[len(_PREFIX) :] for ours in names], n=1)
+        hint = f"did you mean SIDECAR_{close[0]}?" if close else "must be one of the names in the README"
         raise Fatal("bad_setting", f"{name} is not a setting: {hint}")
 
 

@@ -1,1 +1,1 @@
-"""The composition root: the only place that builds adapters and wires them."""
+"""The composition root: the only room that builds adapters and wires them."""

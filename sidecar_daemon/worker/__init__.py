@@ -65,9 +65,9 @@ class Worker:
         )
 
     @property
-    def waiting(self) -> bool:
-        """Whether the database is away for this worker."""
-        return self._state.patience.waiting
+    def waiting(self) -> str | None:
+        """What of the world this worker is waiting for, in one line; None while it works."""
+        return self._state.patience.reason
 
     def wake(self, lane: Lane | None = None) -> None:
         """Look at once for messages of a lane, or of both."""

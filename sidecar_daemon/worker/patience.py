@@ -31,11 +31,8 @@ class Patience:
         self._uniform = uniform
         self._clock = clock
         self._since: float | None = None
-
-    @property
-    def waiting(self) -> bool:
-        """Whether the last step failed by the world's fault."""
-        return self._since is not None
+        self.reason: str | None = None
+        """What it is waiting for, in one line; None while steps work."""
 
     async def __call__(self, step: Callable[[], Awaitable[_Result]], *, raising: Collection[str] = ()) -> _Result:
         """Run a step until it works.
@@ -55,10 +52,11 @@ class Patience:
                 attempt += 1
                 self._since = self._clock() if self._since is None else self._since
                 delay = full_jitter(attempt, base=BASE_SECONDS, cap=CAP_SECONDS, uniform=self._uniform)
+                self.reason = str(error)
                 self._telemetry.fault(self._scope, error, waiting=delay)
                 await asyncio.sleep(delay)
             else:
                 if self._since is not None:
                     self._telemetry.recovered(self._scope, self._clock() - self._since)
-                    self._since = None
+                    self._since = self.reason = None
                 return result

@@ -1,0 +1,172 @@
+"""The daemon: start-up, main loop, shutdown."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import sys
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, generate_latest
+
+from sidecar_daemon.adapters.http import HttpState, build_app, serve
+from sidecar_daemon.adapters.postgres.listener import Listener
+from sidecar_daemon.adapters.postgres.migrate import check_version
+from sidecar_daemon.adapters.postgres.operations import PostgresOperations
+from sidecar_daemon.adapters.postgres.pool import Database
+from sidecar_daemon.adapters.postgres.queue import PostgresCatalog
+from sidecar_daemon.adapters.systemd import ServiceNotifier
+from sidecar_daemon.app.clock import elapsed
+from sidecar_daemon.app.crews import Hiring
+from sidecar_daemon.app.documents import status_document
+from sidecar_daemon.settings import Pooler, Settings, installed_folder
+from sidecar_daemon.supervisor import Supervisor
+from sidecar_daemon.telemetry import Telemetry, build_version, configure_logging
+from sidecar_daemon.worker import Patience
+
+if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger
+
+
+def run_daemon(settings: Settings) -> int:
+    """Run until SIGTERM or SIGINT.
+
+    Returns:
+        0 after a drain.
+
+    Raises:
+        Fatal: it cannot start, or must not go on; one clear line.
+        Exception: a bug. The process ends, its leases expire, whoever supervises it starts it again.
+    """
+    logger = configure_logging(settings.log.format, settings.log.level, sys.stderr)
+    return asyncio.run(_Daemon(settings, logger).run())
+
+
+class _Daemon:
+    """Everything that lives as long as the process."""
+
+    def __init__(self, settings: Settings, logger: FilteringBoundLogger) -> None:
+        self._settings = settings
+        self._logger = logger
+        self._registry = CollectorRegistry()
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=self._registry)
+        self._telemetry = Telemetry(self._registry, logger)
+        self._notifier = ServiceNotifier(settings.service.notify_socket)
+        self._stop = asyncio.Event()
+        self._closing = asyncio.Event()
+        """Set after the drain: the endpoints answer until then."""
+
+    async def run(self) -> int:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._ask_to_stop, signal.Signals(number).name)
+        settings = self._settings
+        async with AsyncExitStack() as stack:
+            database = await Database.open(
+                settings.database.require_url(),
+                pooler_mode=settings.database.pooler is Pooler.TRANSACTION,
+                application_name="sidecar_daemon",
+            )
+            stack.push_async_callback(database.close)
+            hiring = Hiring(settings, database, self._telemetry)
+            stack.callback(hiring.close)
+            supervisor = Supervisor(
+                PostgresCatalog(database),
+                hire=hiring.hire,
+                only=settings.pipelines,
+                telemetry=self._telemetry,
+                patience=self._patience("database"),
+            )
+            await self._main_loop(database, supervisor)
+        self._telemetry.event("daemon_stopped")
+        return 0
+
+    async def _main_loop(self, database: Database, supervisor: Supervisor) -> None:
+        """Serve the endpoints, listen, and supervise; the first error ends all of them."""
+        starting = self._patience("database")
+        bound = asyncio.Event()
+
+        def on_bound(port: int) -> None:
+            self._telemetry.event(
+                "daemon_started",
+                version=build_version(),
+                pid=os.getpid(),
+                http=f"http://{self._settings.http.host}:{port}",
+                database=database.place,
+                threads=self._settings.model.threads,
+            )
+            self._notifier.ready("starting")
+            bound.set()
+
+        def ready() -> tuple[bool, list[str]]:
+            reasons = supervisor.not_ready()
+            if starting.reason is not None and reasons == ["starting"]:
+                reasons = [starting.reason]
+            return not reasons, reasons
+
+        async def status() -> dict[str, Any]:
+            return status_document(await PostgresOperations(database).status())
+
+        app = build_app(
+            HttpState(
+                alive=lambda: (True, "the event loop answers"),
+                ready=ready,
+                metrics=lambda: generate_latest(self._registry),
+                status=status,
+                version=build_version(),
+            )
+        )
+        http = self._settings.http
+        endpoints = asyncio.create_task(serve(app, http.host, http.port, self._closing, on_bound))
+        work = asyncio.create_task(self._work(database, supervisor, starting))
+        done, _ = await asyncio.wait([endpoints, work], return_when=asyncio.FIRST_COMPLETED)
+        self._closing.set()
+        if endpoints in done:
+            self._stop.set()
+        results = await asyncio.gather(endpoints, work, return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+
+    async def _work(self, database: Database, supervisor: Supervisor, starting: Patience) -> None:
+        """Check the schema once the database answers, then supervise until told to stop."""
+        checking = asyncio.create_task(starting(lambda: check_version(database, installed_folder("sql"))))
+        stopping = asyncio.create_task(self._stop.wait())
+        await asyncio.wait([checking, stopping], return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if not checking.done():
+            checking.cancel()
+            return
+        checking.result()
+        self._notifier.status("working")
+        listening = asyncio.create_task(self._listen(supervisor))
+        try:
+            await supervisor.run(self._stop)
+        finally:
+            self._stop.set()
+            await listening
+
+    async def _listen(self, supervisor: Supervisor) -> None:
+        url = self._settings.database.notify_url()
+        if url is None:
+            self._telemetry.event("listening_off", reason="a transaction pooler stands in between: polling instead")
+            return
+        listener = Listener(
+            url,
+            on_notify=supervisor.notified,
+            on_connected=supervisor.look_everywhere,
+            logger=self._logger,
+        )
+        await listener.run(self._stop)
+
+    def _patience(self, scope: str) -> Patience:
+        return Patience(scope, self._telemetry, uniform=random.uniform, clock=elapsed)
+
+    def _ask_to_stop(self, name: str) -> None:
+        if not self._stop.is_set():
+            self._telemetry.event("draining", signal=name, seconds=self._settings.worker.drain_seconds)
+            self._notifier.stopping("draining")
+            self._stop.set()

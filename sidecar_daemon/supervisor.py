@@ -1,0 +1,221 @@
+"""One worker and one sweeper per pipeline: started, stopped and replaced as the pipelines of the database change.
+
+Crash-only: an error that nobody named ends ``run`` and with it the process; leases expire, systemd restarts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from sidecar_daemon.domain.errors import Fatal, Refused, Transient
+from sidecar_daemon.domain.messages import Lane, Pipeline, PipelineName
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Collection
+
+    from sidecar_daemon.domain.messages import ModelId
+    from sidecar_daemon.ports import Catalog
+    from sidecar_daemon.sweeper import Sweeper
+    from sidecar_daemon.telemetry import Telemetry
+    from sidecar_daemon.worker import Patience, Worker
+
+RECONCILE_SECONDS = 2.0
+"""How long a change of the pipelines may go unnoticed when its notification is lost."""
+OBSERVE_SECONDS = 5.0
+
+
+@dataclass(slots=True, eq=False)
+class Crew:
+    """Who works on one pipeline."""
+
+    model_id: ModelId
+    worker: Worker
+    sweeper: Sweeper
+
+
+@dataclass(slots=True, eq=False)
+class _Post:
+    pipeline: Pipeline
+    crew: Crew
+    task: asyncio.Task[None]
+
+
+class Supervisor:
+    """Keeps every pipeline staffed."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        *,
+        hire: Callable[[Pipeline], Awaitable[Crew]],
+        only: Collection[str],
+        telemetry: Telemetry,
+        patience: Patience,
+    ) -> None:
+        """Bind the catalog.
+
+        Args:
+            catalog: the pipelines that exist.
+            hire: loads a pipeline's model and wires its crew; raises ``Fatal`` (no model) or ``Refused`` (another).
+            only: names of the pipelines to work on; empty for all.
+            telemetry: told what happens.
+            patience: waits out the database's outages.
+        """
+        self._catalog = catalog
+        self._hire = hire
+        self._only = frozenset(only)
+        self._telemetry = telemetry
+        self._patience = patience
+        self._posts: dict[PipelineName, _Post] = {}
+        self._refusals: dict[PipelineName, str] = {}
+        self._wake = asyncio.Event()
+        self._reconciled = False
+        self._draining = False
+
+    def notified(self, payload: str) -> None:
+        """Wake whom a notification names: ``live:``, ``bulk:``, ``sweep:`` or ``catalog:`` and a pipeline."""
+        kind, _, name = payload.partition(":")
+        post = self._posts.get(PipelineName(name))
+        if kind == "catalog" or post is None:
+            self._wake.set()
+        elif kind == "sweep":
+            post.crew.sweeper.wake()
+        else:
+            post.crew.worker.wake(next((lane for lane in Lane if lane.value == kind), None))
+
+    def look_everywhere(self) -> None:
+        """Wake everybody: notifications may have been lost."""
+        self._wake.set()
+        for post in self._posts.values():
+            post.crew.worker.wake()
+            post.crew.sweeper.wake()
+
+    def not_ready(self) -> list[str]:
+        """Why this daemon is not doing all of its work, one line a reason; empty when it is."""
+        if self._draining:
+            return ["draining"]
+        reasons = [self._patience.reason] if self._patience.reason else []
+        if not self._reconciled:
+            return reasons or ["starting"]
+        reasons += [
+            f"{name}: {post.crew.worker.waiting}" for name, post in self._posts.items() if post.crew.worker.waiting
+        ]
+        return reasons + [f"{name}: {reason}" for name, reason in sorted(self._refusals.items())]
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Staff the pipelines until ``stop`` is set, then drain.
+
+        Raises:
+            Fatal: at the start, a pipeline's model cannot be loaded.
+            Exception: a bug in a stage.
+        """
+        watchers = [
+            asyncio.create_task(stop.wait()),
+            asyncio.create_task(self._reconcile_forever()),
+            asyncio.create_task(self._observe_forever()),
+        ]
+        try:
+            while not stop.is_set():
+                posts = [post.task for post in self._posts.values() if not post.task.done()]
+                await asyncio.wait([*watchers, *posts], return_when=asyncio.FIRST_COMPLETED, timeout=RECONCILE_SECONDS)
+                for task in [*watchers, *posts]:
+                    if task.done():
+                        task.result()
+                        self._wake.set()
+        finally:
+            self._draining = True
+            for task in watchers:
+                task.cancel()
+            await asyncio.gather(*watchers, return_exceptions=True)
+            await self._dismiss(list(self._posts.values()), "draining")
+
+    async def _reconcile_forever(self) -> None:
+        while True:
+            self._wake.clear()
+            await self._reconcile(await self._patience(self._catalog.pipelines))
+            self._reconciled = True
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), RECONCILE_SECONDS)
+
+    async def _reconcile(self, pipelines: list[Pipeline]) -> None:
+        """Dismiss who works on what changed; hire for what is not staffed."""
+        known = {pipeline.name: pipeline for pipeline in pipelines}
+        wanted = {n: p for n, p in known.items() if p.enabled and (not self._only or n in self._only)}
+        self._refusals = {n: reason for n, reason in self._refusals.items() if n in wanted}
+        for name in self._only - known.keys():
+            self._refuse(PipelineName(name), "no such pipeline; known: " + (", ".join(sorted(known)) or "none"))
+        finished = [post for post in self._posts.values() if post.task.done()]
+        changed = [
+            p for p in self._posts.values() if not p.task.done() and not _same(p.pipeline, wanted.get(p.pipeline.name))
+        ]
+        for post in finished:
+            post.task.result()
+            del self._posts[post.pipeline.name]
+            self._telemetry.pipeline_stopped(post.pipeline.name, "refused by the database")
+        for post in changed:
+            found = known.get(post.pipeline.name)
+            await self._dismiss([post], "detached" if found is None else "changed" if found.enabled else "paused")
+        for name, pipeline in wanted.items():
+            if name not in self._posts:
+                await self._staff(pipeline)
+
+    async def _staff(self, pipeline: Pipeline) -> None:
+        try:
+            crew = await self._patience(lambda: self._hire(pipeline))
+        except Refused as error:
+            self._refuse(pipeline.name, str(error))
+            return
+        except Fatal as error:
+            if not self._reconciled:
+                raise
+            self._refuse(pipeline.name, str(error))
+            return
+        self._refusals.pop(pipeline.name, None)
+        self._telemetry.pipeline_started(pipeline.name, crew.model_id)
+        self._posts[pipeline.name] = _Post(pipeline, crew, asyncio.create_task(_work(crew), name=pipeline.name))
+
+    async def _dismiss(self, posts: list[_Post], reason: str) -> None:
+        """Drain crews, all at once."""
+        for post in posts:
+            post.crew.worker.stop()
+        results = await asyncio.gather(*[post.task for post in posts], return_exceptions=True)
+        for post in posts:
+            self._posts.pop(post.pipeline.name, None)
+            self._telemetry.pipeline_stopped(post.pipeline.name, reason)
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+
+    def _refuse(self, name: PipelineName, reason: str) -> None:
+        self._refusals[name] = reason
+        self._telemetry.pipeline_refused(name, reason)
+
+    async def _observe_forever(self) -> None:
+        """Keep the queue gauges a few seconds old; the others tell when the database is away."""
+        while True:
+            with suppress(Transient):
+                self._telemetry.queue_depths(await self._catalog.depths())
+            await asyncio.sleep(OBSERVE_SECONDS)
+
+
+async def _work(crew: Crew) -> None:
+    """Work until the worker is stopped; a refusal ends quietly, the next reconcile looks again."""
+    sweeping = asyncio.create_task(crew.sweeper.run())
+    working = asyncio.create_task(crew.worker.run())
+    try:
+        await asyncio.wait([sweeping, working], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        crew.worker.stop()
+        sweeping.cancel()
+        results = await asyncio.gather(working, sweeping, return_exceptions=True)
+    for result in results:
+        if isinstance(result, Exception) and not isinstance(result, Refused):
+            raise result
+
+
+def _same(mine: Pipeline, theirs: Pipeline | None) -> bool:
+    """Whether a pipeline is what the crew was hired for; its model id may have been registered since."""
+    return theirs is not None and replace(mine, model_id=None) == replace(theirs, model_id=None)

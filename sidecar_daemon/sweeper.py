@@ -1,0 +1,90 @@
+"""The sweep loop of one pipeline: finds what has no vector of its current text and model, and enqueues it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sidecar_daemon.domain.messages import PipelineName, SweepWindow
+    from sidecar_daemon.ports import Queue
+    from sidecar_daemon.telemetry import Telemetry
+    from sidecar_daemon.worker import Patience
+
+FEWEST_ROWS = 100
+SLOW_SECONDS = 0.5
+"""A window that took longer is halved, so that no transaction of ours lives for a second."""
+QUICK_SECONDS = 0.1
+LONGEST_REST = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepLimits:
+    """How often and how hard."""
+
+    interval: float
+    """Seconds from the start of one routine walk to the start of the next."""
+    rows: int
+    """Rows of one window at most."""
+    duty: float
+    """Share of one core that a routine walk may use; a backfill is held back by its lane's depth instead."""
+
+
+class Sweeper:
+    """Walks one pipeline's source, window by window, for ever."""
+
+    def __init__(
+        self,
+        pipeline: PipelineName,
+        *,
+        queue: Queue,
+        limits: SweepLimits,
+        telemetry: Telemetry,
+        patience: Patience,
+        uniform: Callable[[float, float], float],
+    ) -> None:
+        """Bind a pipeline; ``uniform`` spreads the replicas' turns."""
+        self._pipeline = pipeline
+        self._queue = queue
+        self._limits = limits
+        self._telemetry = telemetry
+        self._patience = patience
+        self._uniform = uniform
+        self._wake = asyncio.Event()
+        self._rows = limits.rows
+
+    def wake(self) -> None:
+        """Look at once: somebody asked for a sweep."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Sweep until cancelled. Raises ``Refused`` when the pipeline is paused or detached."""
+        while True:
+            self._wake.clear()
+            started = time.monotonic()
+            window = await self._patience(lambda: self._queue.sweep(rows=self._rows, interval=self._limits.interval))
+            seconds = time.monotonic() - started
+            self._telemetry.swept(self._pipeline, window, seconds)
+            self._rows = next_rows(self._rows, seconds, most=self._limits.rows)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), self._rest(window, seconds) * self._uniform(0.8, 1.2))
+
+    def _rest(self, window: SweepWindow, seconds: float) -> float:
+        """Seconds until the next call."""
+        if window.state == "walked":
+            return 0.0 if window.backfill else seconds * (1 / self._limits.duty - 1)
+        if window.state == "waiting":
+            return 1.0
+        return min(self._limits.interval, LONGEST_REST) / 4
+
+
+def next_rows(rows: int, seconds: float, *, most: int) -> int:
+    """Rows of the next window: half after a slow one, twice after a quick one, within bounds."""
+    if seconds > SLOW_SECONDS:
+        return max(min(FEWEST_ROWS, most), rows // 2)
+    return min(most, rows * 2) if seconds < QUICK_SECONDS else rows
