@@ -1,0 +1,1 @@
+"""Tests: unit, contract, integration; torture and bench run on their own."""

@@ -1,4 +1,4 @@
-"""A local server that speaks the hub's download protocol: HEAD and GET of ``/<repository>/resolve/<revision>/<file>``."""
+"""A local server that speaks the hub's download protocol: HEAD and GET of ``/REPOSITORY/resolve/REVISION/FILE``."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Hub:
     revision: str
     files: dict[str, bytes]
     url: str = ""
-    status: int = 0
-    """Answer every request with this status instead; 0 for the truth."""
+    ailing: bool = False
+    """Answer everything with status 503."""
     cut_after: int = 0
     """Close the connection of the next whole download after this many bytes; 0 for never."""
     requests: list[str] = field(default_factory=list)
@@ -67,8 +67,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.requests.append(f"{self.command} {file} {span}".strip())
         content = self.hub.files.get(file)
         right = place and (place["repository"], place["revision"]) == (self.hub.repository, self.hub.revision)
-        if self.hub.status or content is None or not right:
-            self._status_only(self.hub.status or 404)
+        if self.hub.ailing or content is None or not right:
+            self._refuse(503 if self.hub.ailing else 404)
             return
         first = int(span.removeprefix("bytes=").rstrip("-")) if span.endswith("-") else 0
         self.send_response(206 if first else 200)
@@ -89,7 +89,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
         self.wfile.flush()
 
-    def _status_only(self, status: int) -> None:
+    def _refuse(self, status: int) -> None:
         self.send_response(status)
         if status == 404:
             self.send_header("X-Error-Code", "EntryNotFound")

@@ -1,3 +1,5 @@
+"""The mean of a long document's windows."""
+
 from __future__ import annotations
 
 import numpy as np

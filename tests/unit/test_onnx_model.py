@@ -48,7 +48,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def erf(values: NDArray[Any]) -> NDArray[Any]:
-    return np.vectorize(math.erf)(values)
+    return np.asarray(np.vectorize(math.erf)(values))
 
 
 def reference(tensors: dict[str, NDArray[Any]], ids: list[int], manifest: Manifest) -> NDArray[Any]:
@@ -129,7 +129,7 @@ def test_a_missing_export_extra_says_how_to_get_it() -> None:
         export_module.optional("sidecar_daemon_no_such_part")
 
 
-@given(st.text(alphabet=st.characters(exclude_categories=("Cs",)), max_size=400))
+@given(st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=400))
 @settings(deadline=None)
 def test_windows_keep_every_token_once_within_the_limit(tiny_dir: Path, text: str) -> None:
     tokenizer = WindowTokenizer.load(tiny_dir / "tiny" / "tokenizer.json", max_tokens=12, prefix="ab ")
