@@ -104,5 +104,5 @@ def test_what_the_readme_names_exists() -> None:
     for path in re.findall(r"`((?:sidecar_daemon|sql|tests|systemd|models)/[\w./-]+)`", README):
         assert (ROOT / path).exists(), path
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    for target in re.findall(r"[`$] ?make ([a-z]+)", README):
+    for target in re.findall(r"(?:^\$ |`)make ([a-z]+)", README, re.MULTILINE):
         assert target in targets
