@@ -33,7 +33,7 @@ class DaemonProcess:
     def __enter__(self) -> Self:
         with self.log.open("wb") as log:
             # A session of its own: Ctrl-C is ours to handle, and the daemon then drains as with any SIGTERM.
-            self._process = subprocess.Popen(  # noqa: S603  our own interpreter and module
+            self._process = subprocess.Popen(
                 [sys.executable, "-m", "sidecar_daemon", "run"],
                 stdin=subprocess.DEVNULL,
                 stdout=log,

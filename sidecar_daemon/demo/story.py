@@ -104,7 +104,9 @@ class Story:
             if waiting == 0:
                 break
             if now - moved > _STALLED_SECONDS:
-                raise Fatal("stalled", f"{waiting} messages wait and nothing moves; the daemon's log: {self._daemon.log}")
+                raise Fatal(
+                    "stalled", f"{waiting} messages wait and nothing moves; the daemon's log: {self._daemon.log}"
+                )
             self._shown.progress(_progress(first, waiting, now - began))
             await asyncio.sleep(0.1)
         seconds = time.monotonic() - began
@@ -146,7 +148,9 @@ class Story:
         self._shown.heading("6. Fresh and true")
         await self._table.edit(document.id, f"{document.content}\n\n{_ADDITION}")
         freshness = await self._fresh(document)
-        self._shown.line(f"edited {document.object}: its new vector was committed {freshness:.0f} ms after the edit was")
+        self._shown.line(
+            f"edited {document.object}: its new vector was committed {freshness:.0f} ms after the edit was"
+        )
         self._shown.line("   (commit to commit, by the database's clock: pg_xact_commit_timestamp of both rows)")
         (match,) = await finder.find(_ADDITION, 1)
         names = await self._table.objects([UUID(match.key)])

@@ -17,7 +17,7 @@ SELECT id, content FROM public.source_documents WHERE metadata ? 'object'
 """
 _CHANGE = """
 UPDATE public.source_documents AS d SET content = n.content, updated_at = pg_catalog.now()
-FROM pg_catalog.unnest($1::uuid[], $2::text[]) AS n (id, content) WHERE d.id = n.id
+FROM unnest($1::uuid[], $2::text[]) AS n (id, content) WHERE d.id = n.id
 """
 _INSERT = "INSERT INTO public.source_documents (id, content, metadata) VALUES ($1, $2, $3)"
 _REMOVE = "DELETE FROM public.source_documents WHERE id = ANY ($1::uuid[])"
