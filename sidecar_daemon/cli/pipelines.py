@@ -10,8 +10,7 @@ import typer
 
 from sidecar_daemon.app import model_files, operations
 from sidecar_daemon.app.documents import status_document
-from sidecar_daemon.cli.dead_letters import PipelineArgument
-from sidecar_daemon.cli.output import JsonFlag, note, print_json, print_table, say
+from sidecar_daemon.cli.output import JsonFlag, PipelineArgument, note, print_json, print_table, say
 from sidecar_daemon.domain.errors import Fatal
 from sidecar_daemon.domain.messages import LongDocuments
 from sidecar_daemon.settings import Settings
@@ -22,6 +21,12 @@ if TYPE_CHECKING:
 _ATTACH = (
     "Examples: sidecar-daemon attach public.articles title body --model gte-small · "
     'sidecar-daemon attach \'public."My Docs"\' "Body" --key "Doc Id" --name docs · sidecar-daemon attach --create'
+)
+
+
+_STATUS_COLUMNS = (
+    *("pipeline", "source", "model", "state", "#live", "#bulk", "#oldest", "#dead"),
+    *("#documents", "#embedded", "#stale", "#missing", "#coverage"),
 )
 
 
@@ -125,8 +130,7 @@ def status(*, as_json: JsonFlag = False) -> None:
         print_json(status_document(found))
         return
     print_table(
-        ("pipeline", "source", "model", "state", "#live", "#bulk", "#oldest", "#dead", "#documents", "#embedded")
-        + ("#stale", "#missing", "#coverage"),
+        _STATUS_COLUMNS,
         (
             (
                 each.name,
@@ -184,7 +188,7 @@ def sweep(pipeline: PipelineArgument, *, as_json: JsonFlag = False) -> None:
 
     def tell(state: str, totals: SweepProgress) -> None:
         hints = {
-            "waiting": f"waiting after {totals.scanned:,} rows: the lanes are deep, a running daemon must work them off",
+            "waiting": f"waiting after {totals.scanned:,} rows: the lanes are deep, a daemon must work them off",
             "busy": "another replica walks this pipeline; waiting for it",
         }
         if state in hints and state not in told:

@@ -94,7 +94,7 @@ def _look_around(shown: Screen, dsn: str, daemon: DaemonProcess, models_dir: Pat
     shown.line(f"  export SIDECAR_MODELS_DIR='{models_dir}'")
     shown.line(f"  {sys.executable} -m sidecar_daemon status")
     shown.line(f"  {sys.executable} -m sidecar_daemon search {PIPELINE} 'read a file line by line'")
-    shown.line(f"  psql '{dsn}' -c 'SELECT * FROM sidecar.status'")
+    shown.line(f"  psql '{dsn}'")
     shown.line(f"  {daemon.url}/status   {daemon.url}/metrics   {daemon.url}/readyz")
     shown.line(f"  the daemon's log: {daemon.log}")
 

@@ -6,7 +6,7 @@ import asyncio
 import platform
 import time
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
 from sidecar_daemon.adapters.postgres.queue import PostgresCatalog
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from sidecar_daemon.demo.process import DaemonProcess
     from sidecar_daemon.demo.screen import Screen
     from sidecar_daemon.settings import Settings
+
+T = TypeVar("T")
 
 PIPELINE = "source_documents"
 QUESTIONS = {
@@ -129,17 +131,12 @@ class Story:
         for question in QUESTIONS:
             matches = await finder.find(question, 3)
             names = await self._table.objects([UUID(match.key) for match in matches])
-            results = [
-                {
-                    "object": names[UUID(match.key)],
-                    "similarity": round(match.similarity, 4),
-                    "text": " ".join(match.source_text.split())[:120],
-                }
-                for match in matches
-            ]
             self._shown.line(f'"{question}"')
-            for result in results:
-                self._shown.line(f"   {result['similarity']:.2f}  {result['object']:<34} {result['text'][:70]}")
+            results = []
+            for match in matches:
+                name, text = names[UUID(match.key)], " ".join(match.source_text.split())
+                self._shown.line(f"   {match.similarity:.2f}  {name:<34} {text[:70]}")
+                results.append({"object": name, "similarity": round(match.similarity, 4), "text": text[:120]})
             found.append({"query": question, "results": results})
         return found
 
@@ -176,8 +173,8 @@ class Story:
 
         return await self._poll(_VECTOR_SECONDS, f"the vector of {document.object}", measured)
 
-    async def _ready(self) -> bool:
-        return await asyncio.to_thread(self._daemon.is_ready)
+    async def _ready(self) -> bool | None:
+        return await asyncio.to_thread(self._daemon.is_ready) or None
 
     async def _waiting(self) -> int:
         depths = await PostgresCatalog(self._database).depths()
@@ -187,12 +184,13 @@ class Story:
         async with operations(self._settings) as database:
             return next(status for status in await database.status() if status.name == PIPELINE)
 
-    async def _poll(self, seconds: float, what: str, ask: Callable[[], Awaitable[Any]]) -> Any:
-        """Ask until there is an answer; the daemon must live meanwhile."""
+    async def _poll(self, seconds: float, what: str, ask: Callable[[], Awaitable[T | None]]) -> T:
+        """Ask until there is an answer other than None; the daemon must live meanwhile."""
         deadline = time.monotonic() + seconds
         while True:
             self._daemon.check()
-            if answer := await ask():
+            answer = await ask()
+            if answer is not None:
                 return answer
             if time.monotonic() > deadline:
                 raise Fatal("timeout", f"waited {seconds:.0f} s for {what}; the daemon's log: {self._daemon.log}")
