@@ -1,0 +1,58 @@
+"""The real command line as a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+MODELS = ROOT / ".sidecar" / "models"
+"""Where every test of this checkout keeps pulled models."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A command that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """What it printed, parsed; fails with its complaint when it failed."""
+        assert self.code == 0, self.err
+        return json.loads(self.out)
+
+
+async def sidecar(
+    *arguments: str | Path, database_url: str | None = None, cwd: Path | None = None, **settings: str
+) -> Finished:
+    """Run ``python -m sidecar_daemon`` with nothing of ours in its environment but these settings.
+
+    Args:
+        arguments: of the command.
+        database_url: the setting of that name.
+        cwd: its working directory.
+        settings: further settings without the prefix, ``THREADS="1"``.
+    """
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("SIDECAR_")}
+    ours = {"MODELS_DIR": str(MODELS), **settings}
+    if database_url is not None:
+        ours["DATABASE_URL"] = database_url
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "sidecar_daemon", *map(str, arguments)),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        cwd=cwd,
+        env=kept | {f"SIDECAR_{name}": value for name, value in ours.items()} | {"PYTHONPATH": str(ROOT)},
+    )
+    out, err = await process.communicate()
+    assert process.returncode is not None
+    return Finished(process.returncode, out.decode(), err.decode())
