@@ -87,7 +87,9 @@ def _models(settings: Settings) -> list[Check]:
     ]
     if not here:
         found.append(
-            Check("models", State.WARN, f"none is pulled in {settings.model.dir}", "sidecar-daemon models pull gte-small")
+            Check(
+                "models", State.WARN, f"none is pulled in {settings.model.dir}", "sidecar-daemon models pull gte-small"
+            )
         )
     if find_spec("onnx") is None or find_spec("safetensors") is None:
         extra = "pip install 'sidecar-daemon[export]' where models are pulled"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _ATTACH = (
     "Examples: sidecar-daemon attach public.articles title body --model gte-small · "
-    "sidecar-daemon attach 'public.\"My Docs\"' \"Body\" --key \"Doc Id\" --name docs · sidecar-daemon attach --create"
+    'sidecar-daemon attach \'public."My Docs"\' "Body" --key "Doc Id" --name docs · sidecar-daemon attach --create'
 )
 
 
@@ -180,10 +180,7 @@ def search(
         return
     print_table(
         ("#similarity", "key", "#chunk", "text"),
-        (
-            (f"{match.similarity:.3f}", match.key, match.chunk_no, _excerpt(match.source_text))
-            for match in found
-        ),
+        ((f"{match.similarity:.3f}", match.key, match.chunk_no, _excerpt(match.source_text)) for match in found),
         empty=f"{pipeline} has no vectors yet",
     )
 
