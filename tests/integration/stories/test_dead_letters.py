@@ -77,12 +77,11 @@ async def test_hostile_bookkeeping_changes_nothing(world: World) -> None:
 
 
 async def test_a_document_above_the_limit_is_dead_lettered_and_never_fetched(
-    shared_urls: tuple[str, str], models_dir: Path, embedder: OnnxEmbedder
+    database_url: str, runtime_url: str, models_dir: Path, embedder: OnnxEmbedder
 ) -> None:
-    url, runtime_url = shared_urls
     async with Tap(runtime_url) as tap:
-        daemon = Daemon(tap.url, models_dir, {**SETTINGS, "PIPELINES": "weighed"})
-        async with opened(url, daemon, embedder) as world:
+        daemon = Daemon(tap.url, models_dir, SETTINGS)
+        async with opened(database_url, daemon, embedder) as world:
             await world.sql("CREATE TABLE weighed (id bigint PRIMARY KEY, body text)")
             story = await world.attach("weighed", "body")
             canary = "far too heavy "
