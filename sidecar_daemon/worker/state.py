@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from sidecar_daemon.ports import Embedder, Queue
     from sidecar_daemon.telemetry import Telemetry
     from sidecar_daemon.worker.backlog import Backlog
-    from sidecar_daemon.worker.patience import Patience
+    from sidecar_daemon.patience import Patience
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import time
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
@@ -44,7 +45,7 @@ def pgbouncer(server_dsn: str, *, server_connections: int = 4) -> Iterator[Calla
         )
         command = [tool("pgbouncer"), str(settings)]
         if os.geteuid() == 0:  # it refuses to run as root; the server's user may open the server's socket
-            owner = pwd.getpwuid(os.stat(behind).st_uid)
+            owner = pwd.getpwuid(Path(behind).stat().st_uid)
             for path in (folder, users, settings):
                 os.chown(path, owner.pw_uid, owner.pw_gid)
             command[1:1] = ["-u", owner.pw_name]
