@@ -52,17 +52,17 @@ clean: ## remove .venv, caches and build output (the demo's data in .sidecar sta
 $(VENV)/.made:
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	  { echo "Python 3.11 or newer is needed, $(PYTHON) is $$("$(PYTHON)" --version 2>/dev/null || echo missing): make PYTHON=/path/to/python3" >&2; exit 1; }
-	@echo "making $(VENV) …"
+	@echo "making $(VENV) …" >&2
 	@$(MAKE_VENV)
 	@touch $@
 
 $(VENV)/.installed-demo: $(VENV)/.made pyproject.toml
-	@echo "installing into $(VENV): what the demo needs …"
+	@echo "installing into $(VENV): what the demo needs …" >&2
 	@$(INSTALL) -e '.[demo]'
 	@touch $@
 
 # The tests need all that the demo needs, so one install serves both.
 $(VENV)/.installed-dev: $(VENV)/.made pyproject.toml
-	@echo "installing into $(VENV): what the demo, the tests and the checks need …"
+	@echo "installing into $(VENV): what the demo, the tests and the checks need …" >&2
 	@$(INSTALL) -e '.[dev]'
 	@touch $(VENV)/.installed-demo $@
