@@ -30,29 +30,41 @@ class Finished:
         return json.loads(self.out)
 
 
-async def sidecar(
-    *arguments: str | Path, database_url: str | None = None, cwd: Path | None = None, **settings: str
-) -> Finished:
-    """Run ``python -m sidecar_daemon`` with nothing of ours in its environment but these settings.
+async def start(
+    *arguments: str, database_url: str | None = None, cwd: Path | None = None, stdin: int | None = None, **settings: str
+) -> asyncio.subprocess.Process:
+    """Start ``python -m sidecar_daemon`` with nothing of ours in its environment but these settings.
 
     Args:
         arguments: of the command.
         database_url: the setting of that name.
         cwd: its working directory.
+        stdin: a file descriptor; None for none.
         settings: further settings without the prefix, ``THREADS="1"``.
     """
     kept = {name: value for name, value in os.environ.items() if not name.startswith("SIDECAR_")}
     ours = {"MODELS_DIR": str(MODELS), **settings}
     if database_url is not None:
         ours["DATABASE_URL"] = database_url
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "sidecar_daemon", *map(str, arguments)),
-        stdin=asyncio.subprocess.DEVNULL,
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "sidecar_daemon", *arguments),
+        stdin=asyncio.subprocess.DEVNULL if stdin is None else stdin,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         cwd=cwd,
         env=kept | {f"SIDECAR_{name}": value for name, value in ours.items()} | {"PYTHONPATH": str(ROOT)},
     )
+
+
+async def ended(process: asyncio.subprocess.Process) -> Finished:
+    """Wait for the end of a command that was started."""
     out, err = await process.communicate()
     assert process.returncode is not None
     return Finished(process.returncode, out.decode(), err.decode())
+
+
+async def sidecar(
+    *arguments: str, database_url: str | None = None, cwd: Path | None = None, **settings: str
+) -> Finished:
+    """Run a command to its end; see ``start``."""
+    return await ended(await start(*arguments, database_url=database_url, cwd=cwd, **settings))

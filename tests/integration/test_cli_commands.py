@@ -10,10 +10,10 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
-import asyncpg
 import pytest
 
-from tests.command_line import ROOT, sidecar
+from sidecar_daemon.cli import run_command_line
+from tests.command_line import MODELS, ROOT, Finished, ended, sidecar, start
 from tests.conftest import admin
 from tests.daemon import Daemon
 from tests.waiting import eventually
@@ -21,7 +21,7 @@ from tests.waiting import eventually
 if TYPE_CHECKING:
     from pathlib import Path
 
-from tests.command_line import MODELS
+    import asyncpg
 
 LANE = {"depth": 0, "in_flight": 0, "oldest_seconds": 0.0}
 
@@ -39,16 +39,13 @@ async def notes(database_url: str) -> str:
     return database_url
 
 
-async def plant_dead_letters(url: str, count: int) -> list[int]:
+async def plant_dead_letters(url: str, connection: asyncpg.Connection, count: int) -> list[int]:
     """Put messages of a foreign shape through a daemon; the ids of the dead letters."""
-    connection = await asyncpg.connect(url)
     for number in range(count):
         await connection.execute("SELECT pgmq.send('notes', $1::jsonb)", json.dumps({"foreign": number}))
     async with Daemon(url, MODELS):
         await eventually(lambda: connection.fetchval("SELECT count(*) = $1 FROM sidecar.dead_letters", count), 60)
-    ids = [row[0] for row in await connection.fetch("SELECT id FROM sidecar.dead_letters ORDER BY id")]
-    await connection.close()
-    return ids
+    return [row[0] for row in await connection.fetch("SELECT id FROM sidecar.dead_letters ORDER BY id")]
 
 
 async def test_migrate_says_what_it_did_and_then_that_there_is_nothing_to_do(empty_url: str) -> None:
@@ -81,7 +78,7 @@ async def test_attach_pins_the_model_and_says_what_comes_next(database_url: str,
     }
 
 
-async def test_attach_options_and_quoted_names(database_url: str) -> None:
+async def test_attach_options_and_quoted_names(database_url: str, connection: asyncpg.Connection) -> None:
     admin(database_url, 'CREATE TABLE "My Docs" ("Doc Id" text NOT NULL UNIQUE, "Title" text, "Body" text)')
     options = ("--key", "Doc Id", "--name", "docs", "--embeddings", "vectors", "--queue", "docs_queue")
     flags = ("--long-documents", "chunks", "--no-store-text", "--no-index", "--model", "tiny")
@@ -90,26 +87,22 @@ async def test_attach_options_and_quoted_names(database_url: str) -> None:
     )
     assert made.json["name"] == "docs"
     assert made.json["source"] == 'public."My Docs"'
-    connection = await asyncpg.connect(database_url)
     row = await connection.fetchrow("SELECT * FROM sidecar.pipelines WHERE name = 'docs'")
     assert row is not None
     assert (row["key_column"], row["content_columns"], row["queue"]) == ("Doc Id", ["Title", "Body"], "docs_queue")
     assert (row["long_documents"], row["store_text"], row["dimensions"]) == ("chunks", False, 32)
     assert await connection.fetchval("SELECT to_regclass('public.vectors') IS NOT NULL")
     assert not await connection.fetchval("SELECT count(*) FROM pg_indexes WHERE indexdef LIKE '%hnsw%'")
-    await connection.close()
 
 
-async def test_attach_create_makes_the_standard_table(database_url: str) -> None:
+async def test_attach_create_makes_the_standard_table(database_url: str, connection: asyncpg.Connection) -> None:
     made = (await sidecar("attach", "--create", "--model", "tiny", "--json", database_url=database_url)).json
     assert made["name"] == "source_documents"
     assert made["embeddings"] == "public.document_embeddings"
     assert made["queue"] == "embedding_queue"
     assert made["change"] == "created"
-    connection = await asyncpg.connect(database_url)
     columns = "SELECT attname FROM pg_attribute WHERE attrelid = $1::text::regclass AND attnum = 1"
     assert await connection.fetchval(columns, "public.document_embeddings") == "document_id"
-    await connection.close()
 
 
 async def test_status_has_the_documented_shape(notes: str) -> None:
@@ -153,9 +146,9 @@ async def test_sweep_finds_what_is_missing(notes: str) -> None:
         "enqueued": 2,
     }
     again = await sidecar("sweep", "notes", database_url=notes)
-    assert "3 rows scanned, 2 enqueued" in again.out
+    assert "3 rows scanned, 0 enqueued" in again.out  # what waits in a lane is not sent again
     depth = (await sidecar("status", "--json", database_url=notes)).json["pipelines"][0]["queue"]["bulk"]["depth"]
-    assert depth == 4
+    assert depth == 2
 
 
 async def test_sweep_beside_a_running_daemon_tells_the_whole_walk(notes: str) -> None:
@@ -165,19 +158,16 @@ async def test_sweep_beside_a_running_daemon_tells_the_whole_walk(notes: str) ->
         assert swept["scanned"] == 3
 
 
-async def test_sweep_waits_for_the_replica_that_walks(notes: str) -> None:
-    connection = await asyncpg.connect(notes)
+async def test_sweep_waits_for_the_replica_that_walks(notes: str, connection: asyncpg.Connection) -> None:
     lock = "hashtextextended('sweep' || chr(31) || 'notes', 8088)"
     await connection.execute(f"SELECT pg_advisory_lock({lock})")
-    walking = asyncio.create_task(sidecar("sweep", "notes", "--json", database_url=notes))
-    asked = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%sidecar.sweep(%' AND pid <> pg_backend_pid()"
-    await eventually(lambda: connection.fetchval(asked), 60)
-    assert not walking.done()
+    process = await start("sweep", "notes", "--json", database_url=notes)
+    assert process.stderr is not None
+    assert await process.stderr.readline() == b"another replica walks this pipeline; waiting for it\n"
     await connection.execute(f"SELECT pg_advisory_unlock({lock})")
-    finished = await walking
+    finished = await ended(process)
     assert finished.json["scanned"] == 3
-    assert finished.err.splitlines() == ["another replica walks this pipeline; waiting for it"]
-    await connection.close()
+    assert finished.err == ""
 
 
 async def test_pause_and_resume(notes: str) -> None:
@@ -190,9 +180,9 @@ async def test_pause_and_resume(notes: str) -> None:
     assert (await sidecar("resume", "notes", "--json", database_url=notes)).json["changed"] is True
 
 
-async def test_search_finds_the_nearest(notes: str) -> None:
+async def test_search_finds_the_nearest(notes: str, connection: asyncpg.Connection) -> None:
     async with Daemon(notes, MODELS):
-        await eventually(lambda: embedded(notes, 2), 60)
+        await eventually(lambda: connection.fetchval("SELECT count(*) = 2 FROM notes_embeddings"), 60)
     found = (await sidecar("search", "notes", "two fish", "-k", "1", "--json", database_url=notes)).json
     assert found == [{"key": "2", "chunk_no": 0, "similarity": pytest.approx(1.0), "source_text": "two fish"}]
     assert "two fish" in (await sidecar("search", "notes", "two fish", database_url=notes)).out
@@ -200,17 +190,9 @@ async def test_search_finds_the_nearest(notes: str) -> None:
     assert len((await sidecar("search", "notes", long, "--json", database_url=notes)).json) == 2
 
 
-async def embedded(url: str, count: int) -> bool:
-    connection = await asyncpg.connect(url)
-    try:
-        return bool(await connection.fetchval("SELECT count(*) = $1 FROM notes_embeddings", count))
-    finally:
-        await connection.close()
-
-
-async def test_dead_letters_are_listed_shown_replayed_and_purged(notes: str) -> None:
+async def test_dead_letters_are_listed_shown_replayed_and_purged(notes: str, connection: asyncpg.Connection) -> None:
     assert (await sidecar("dead-letters", "list", "notes", "--json", database_url=notes)).json == []
-    first, second, third = await plant_dead_letters(notes, 3)
+    first, second, third = await plant_dead_letters(notes, connection, 3)
     listed = (await sidecar("dead-letters", "list", "notes", "--json", database_url=notes)).json
     assert [letter["id"] for letter in listed] == [first, second, third]
     assert {letter["reason"] for letter in listed} == {"malformed"}
@@ -231,53 +213,50 @@ async def test_dead_letters_are_listed_shown_replayed_and_purged(notes: str) -> 
 
 
 @pytest.mark.parametrize("keep", [True, False])
-async def test_detach_drops_the_vectors_unless_told_otherwise(notes: str, keep: bool) -> None:  # noqa: FBT001  a parameter
+async def test_detach_drops_the_vectors_unless_told_otherwise(
+    notes: str, connection: asyncpg.Connection, keep: bool
+) -> None:
     flags = ["--keep-embeddings"] if keep else []
     done = await sidecar("detach", "notes", "--yes", *flags, "--json", database_url=notes)
     assert done.json == {"pipeline": "notes", "embeddings": "public.notes_embeddings", "kept": keep}
-    connection = await asyncpg.connect(notes)
     assert await connection.fetchval("SELECT to_regclass('public.notes_embeddings') IS NOT NULL") is keep
     assert await connection.fetchval("SELECT count(*) FROM notes") == 3
-    await connection.close()
     assert (await sidecar("status", "--json", database_url=notes)).json == {"pipelines": []}
 
 
 @pytest.mark.parametrize(("answer", "code", "left"), [("y\n", 0, 0), ("n\n", 130, 1)])
 async def test_detach_asks_on_a_terminal(notes: str, answer: str, code: int, left: int) -> None:
     ours, theirs = pty.openpty()
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("SIDECAR_")}
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "sidecar_daemon", "detach", "notes"),
-        stdin=theirs,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env=kept | {"SIDECAR_DATABASE_URL": notes, "PYTHONPATH": str(ROOT)},
-    )
-    os.write(ours, answer.encode())
-    _, err = await process.communicate()
-    os.close(ours)
-    os.close(theirs)
-    assert process.returncode == code, err
-    assert b"the vectors in public.notes_embeddings" in err
+    try:
+        process = await start("detach", "notes", database_url=notes, stdin=theirs)
+        os.write(ours, answer.encode())
+        finished = await ended(process)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert finished.code == code, finished
+    assert "the vectors in public.notes_embeddings" in finished.err
     assert len((await sidecar("status", "--json", database_url=notes)).json["pipelines"]) == left
 
 
 async def test_models_are_listed_pulled_and_verified(tmp_path: Path) -> None:
-    here = {"MODELS_DIR": str(tmp_path / "models")}
+    here = str(tmp_path / "models")
 
     async def states() -> dict[str, Any]:
-        return {each["name"]: each["state"] for each in (await sidecar("models", "list", "--json", **here)).json}
+        return {
+            each["name"]: each["state"] for each in (await sidecar("models", "list", "--json", MODELS_DIR=here)).json
+        }
 
     assert await states() == dict.fromkeys(("all-minilm-l6-v2", "gte-small", "tiny"), "model_missing")
-    assert "no model is pulled" in (await sidecar("models", "verify", **here)).out
-    pulled = await sidecar("models", "pull", "tiny", "--json", **here)
+    assert "no model is pulled" in (await sidecar("models", "verify", MODELS_DIR=here)).out
+    pulled = await sidecar("models", "pull", "tiny", "--json", MODELS_DIR=here)
     assert pulled.json["source"] == "seed"
     assert "exporting" in pulled.err
-    assert (await sidecar("models", "pull", "tiny", "--json", **here)).json["source"] == "present"
+    assert (await sidecar("models", "pull", "tiny", "--json", MODELS_DIR=here)).json["source"] == "present"
     assert (await states())["tiny"] == "pulled"
-    (verified,) = (await sidecar("models", "verify", "--json", **here)).json
+    (verified,) = (await sidecar("models", "verify", "--json", MODELS_DIR=here)).json
     assert (verified["name"], verified["state"]) == ("tiny", "pulled")
-    missing = await sidecar("models", "verify", "gte-small", **here)
+    missing = await sidecar("models", "verify", "gte-small", MODELS_DIR=here)
     assert missing.code == 1
 
 
@@ -294,29 +273,20 @@ async def test_without_a_command_the_daemon_runs(notes: str) -> None:
         *("models list", "models pull", "models verify"),
     ],
 )
-async def test_every_command_helps_with_an_example(command: str) -> None:
-    shown = await sidecar(*command.split(), "--help")
-    assert shown.code == 0
-    assert f"sidecar-daemon {command}" in " ".join(shown.out.replace("│", " ").split("Example")[1].split())
+def test_every_command_helps_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command_line([*command.split(), "--help"]) == 0
+    epilog = capsys.readouterr().out.split("Example")[1]
+    assert f"sidecar-daemon {command}" in " ".join(epilog.split())
 
 
-async def test_ctrl_c_is_quiet(notes: str) -> None:
-    connection = await asyncpg.connect(notes)
+async def test_ctrl_c_is_quiet(notes: str, connection: asyncpg.Connection) -> None:
+    waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'sidecar.schema_migrations'::regclass"
     async with connection.transaction():
         await connection.execute("LOCK TABLE sidecar.schema_migrations IN ACCESS EXCLUSIVE MODE")
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("SIDECAR_")}
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "sidecar_daemon", "status"),
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=kept | {"SIDECAR_DATABASE_URL": notes, "PYTHONPATH": str(ROOT)},
-        )
-        waits = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'sidecar_daemon operator'"
-        await eventually(lambda: connection.fetchval(waits + " AND wait_event_type = 'Lock'"), 60)
+        process = await start("status", database_url=notes)
+        await eventually(lambda: connection.fetchval(waits), 60)
         process.send_signal(signal.SIGINT)
-        out, err = await process.communicate()
-    await connection.close()
-    assert (process.returncode, out, err) == (130, b"", b"")
+        assert await ended(process) == Finished(130, "", "")
 
 
 async def test_a_reader_that_stops_reading_is_no_error(notes: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 from typing import TYPE_CHECKING
 
@@ -35,18 +36,7 @@ def refused(finished: Finished, code: int, *words: str) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    [
-        ("run",),
-        (),
-        ("migrate",),
-        ("status",),
-        ("attach", "t", "c"),
-        ("detach", "p", "--yes"),
-        ("search", "p", "words"),
-        ("sweep", "p"),
-        ("pause", "p"),
-        ("dead-letters", "list", "p"),
-    ],
+    [(), ("migrate",), ("attach", "t", "c")],
 )
 async def test_no_database_is_named(command: tuple[str, ...], tmp_path: Path) -> None:
     refused(await sidecar(*command, cwd=tmp_path), 2, "SIDECAR_DATABASE_URL is not set")
@@ -113,34 +103,37 @@ async def test_an_unknown_model(database_url: str, command: tuple[str, ...]) -> 
 async def test_a_model_that_is_not_pulled_and_one_that_is_damaged(database_url: str, tmp_path: Path) -> None:
     admin(database_url, "CREATE TABLE notes (id int PRIMARY KEY, body text)")
     assert (await sidecar("attach", "notes", "body", "--model", "tiny", database_url=database_url)).code == 0
-    elsewhere = {"database_url": database_url, "MODELS_DIR": str(tmp_path)}
-    refused(await sidecar("search", "notes", "x", **elsewhere), 1, "'tiny'", "models pull tiny")
+
+    async def elsewhere(*arguments: str, **settings: str) -> Finished:
+        return await sidecar(*arguments, database_url=database_url, MODELS_DIR=str(tmp_path), **settings)
+
+    refused(await elsewhere("search", "notes", "x"), 1, "'tiny'", "models pull tiny")
     await sidecar("models", "pull", "tiny")
     shutil.copytree(MODELS / "tiny", tmp_path / "tiny")
     graph = tmp_path / "tiny" / "model.onnx"
     content = bytearray(graph.read_bytes())
     content[len(content) // 2] ^= 1
     graph.write_bytes(content)
-    refused(await sidecar("search", "notes", "x", **elsewhere), 1, "model.onnx", "damaged", "models pull tiny")
-    refused(await sidecar("run", **elsewhere, LOG_LEVEL="critical"), 1, "model.onnx", "damaged", "models pull tiny")
-    verified = await sidecar("models", "verify", **elsewhere)
+    refused(await elsewhere("search", "notes", "x"), 1, "model.onnx", "damaged", "models pull tiny")
+    refused(await elsewhere("run", LOG_LEVEL="critical"), 1, "model.onnx", "damaged", "models pull tiny")
+    verified = await elsewhere("models", "verify")
     assert verified.code == 1
     assert "model_corrupt" in verified.out
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "words"),
+    ("command", "name", "value", "words"),
     [
-        ("THREADS", "many", ("SIDECAR_THREADS is 'many'", "a whole number from 1 to 256")),
-        ("LEASE_SECONDS", "1", ("SIDECAR_LEASE_SECONDS is '1'", "from 5")),
-        ("TREADS", "2", ("SIDECAR_TREADS is not a setting", "SIDECAR_THREADS")),
-        ("DATABASE_URL", f"mysql://me:{PASSWORD}@db/x", ("SIDECAR_DATABASE_URL", "postgresql://")),
+        ("run", "THREADS", "many", ("SIDECAR_THREADS is 'many'", "a whole number from 1 to 256")),
+        ("status", "LEASE_SECONDS", "1", ("SIDECAR_LEASE_SECONDS is '1'", "from 5")),
+        ("demo", "TREADS", "2", ("SIDECAR_TREADS is not a setting", "SIDECAR_THREADS")),
+        ("doctor", "DATABASE_URL", f"mysql://me:{PASSWORD}@db/x", ("SIDECAR_DATABASE_URL", "postgresql://")),
     ],
 )
-@pytest.mark.parametrize("command", ["run", "status", "doctor", "demo"])
 async def test_a_bad_setting(command: str, name: str, value: str, words: tuple[str, ...], tmp_path: Path) -> None:
-    refused(await sidecar(command, cwd=tmp_path, **{name: value}), 2, *words)
-    assert list(tmp_path.iterdir()) == []
+    (tmp_path / ".env").write_text(f"SIDECAR_{name}={value}\n")
+    refused(await sidecar(command, cwd=tmp_path), 2, *words)
+    assert os.listdir(tmp_path) == [".env"]  # noqa: PTH208  a demo that refuses leaves nothing behind
 
 
 @pytest.mark.parametrize(
