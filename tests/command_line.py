@@ -8,7 +8,10 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = ROOT / ".sidecar" / "models"
@@ -30,22 +33,19 @@ class Finished:
         return json.loads(self.out)
 
 
-async def start(
-    *arguments: str, database_url: str | None = None, cwd: Path | None = None, stdin: int | None = None, **settings: str
+async def launch(
+    arguments: Sequence[str], settings: Mapping[str, str], *, cwd: Path | str | None = None, stdin: int | None = None
 ) -> asyncio.subprocess.Process:
     """Start ``python -m sidecar_daemon`` with nothing of ours in its environment but these settings.
 
     Args:
         arguments: of the command.
-        database_url: the setting of that name.
+        settings: by name without the prefix, ``{"THREADS": "1"}``.
         cwd: its working directory.
         stdin: a file descriptor; None for none.
-        settings: further settings without the prefix, ``THREADS="1"``.
     """
     kept = {name: value for name, value in os.environ.items() if not name.startswith("SIDECAR_")}
     ours = {"MODELS_DIR": str(MODELS), **settings}
-    if database_url is not None:
-        ours["DATABASE_URL"] = database_url
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "sidecar_daemon", *arguments),
         stdin=asyncio.subprocess.DEVNULL if stdin is None else stdin,
@@ -56,6 +56,14 @@ async def start(
     )
 
 
+async def start(
+    *arguments: str, database_url: str | None = None, cwd: Path | str | None = None, **settings: str
+) -> asyncio.subprocess.Process:
+    """Start a command; the settings are named without their prefix, ``THREADS="1"``. See ``launch``."""
+    url = {} if database_url is None else {"DATABASE_URL": database_url}
+    return await launch(arguments, {**url, **settings}, cwd=cwd)
+
+
 async def ended(process: asyncio.subprocess.Process) -> Finished:
     """Wait for the end of a command that was started."""
     out, err = await process.communicate()
@@ -64,7 +72,7 @@ async def ended(process: asyncio.subprocess.Process) -> Finished:
 
 
 async def sidecar(
-    *arguments: str, database_url: str | None = None, cwd: Path | None = None, **settings: str
+    *arguments: str, database_url: str | None = None, cwd: Path | str | None = None, **settings: str
 ) -> Finished:
     """Run a command to its end; see ``start``."""
     return await ended(await start(*arguments, database_url=database_url, cwd=cwd, **settings))

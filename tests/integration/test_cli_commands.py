@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sidecar_daemon.cli import run_command_line
-from tests.command_line import MODELS, ROOT, Finished, ended, sidecar, start
+from tests.command_line import MODELS, ROOT, Finished, ended, launch, sidecar, start
 from tests.conftest import admin
 from tests.daemon import Daemon
 from tests.waiting import eventually
@@ -228,7 +228,7 @@ async def test_detach_drops_the_vectors_unless_told_otherwise(
 async def test_detach_asks_on_a_terminal(notes: str, answer: str, code: int, left: int) -> None:
     ours, theirs = pty.openpty()
     try:
-        process = await start("detach", "notes", database_url=notes, stdin=theirs)
+        process = await launch(["detach", "notes"], {"DATABASE_URL": notes}, stdin=theirs)
         os.write(ours, answer.encode())
         finished = await ended(process)
     finally:
