@@ -167,6 +167,7 @@ async def test_an_unknown_pipeline_lists_the_known_ones(database_url: str) -> No
         (("keyless", "body"), ("public.keyless has no primary key of one column",)),
         (("absent", "body"), ("table 'absent' does not exist",)),
         (("not a name", "body"), ("table 'not a name' does not exist",)),
+        (("other.public.notes", "body"), ("table 'other.public.notes' does not exist",)),
         (("a.b.c.d", "body"), ("table 'a.b.c.d' does not exist",)),
         (("my docs", "body"), ("did you mean", '"My Docs"')),
         (("notes", "boddy"), ("public.notes has no column boddy", "id, body")),
