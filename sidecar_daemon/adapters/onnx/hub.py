@@ -55,37 +55,37 @@ def hub_answers(manifest: Manifest, timeout: float) -> bool:
 
 
 def _fetch(manifest: Manifest, source: HubSource, file: PinnedFile, progress: Progress) -> Path:
-    path = _download(manifest, source, file, progress, force=False)
-    if sha256_of(path) == file.sha256:
-        return path
-    # A cache that broke on this disk heals here; a wrong file on the hub is wrong again and refused by the caller.
+    cached = huggingface_hub.try_to_load_from_cache(source.repository, file.name, revision=source.revision)
+    if isinstance(cached, str):
+        progress(PullStep(manifest.name, "verifying", file.name))
+        if sha256_of(Path(cached)) == file.sha256:
+            return Path(cached)
+    # What lies in the cache and is not what the manifest pins broke on this disk: it is fetched anew.
+    broken = isinstance(cached, str)
     try:
-        return _download(manifest, source, file, progress, force=True)
-    except Unreachable:
-        return path
-
-
-def _download(manifest: Manifest, source: HubSource, file: PinnedFile, progress: Progress, *, force: bool) -> Path:
-    try:
+        if not constants.is_offline_mode():
+            # The library asks a silent hub for half a minute; one refused question is enough to try elsewhere.
+            url = huggingface_hub.hf_hub_url(source.repository, file.name, revision=source.revision)
+            huggingface_hub.get_hf_file_metadata(url)
         return Path(
             huggingface_hub.hf_hub_download(
                 source.repository,
                 file.name,
                 revision=source.revision,
-                force_download=force,
+                force_download=broken,
                 tqdm_class=_bar(manifest, file, progress),
             )
         )
     except HfHubHTTPError as error:
         status = error.response.status_code
-        if status >= 500 or status in (408, 429):
+        if status >= 500 or status in {408, 429}:
             raise Unreachable(f"the hub answers with status {status}") from error
         raise Fatal(
             "hub_refused",
             f"The hub refuses {file.name} of {source.repository} at {source.revision[:12]} with status {status}.",
         ) from error
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+        if error.errno in {errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT}:
             raise Fatal("hub_cache", f"The hub library's cache cannot be written: {error.strerror}.") from error
         raise _unreachable(error) from error
     except Exception as error:

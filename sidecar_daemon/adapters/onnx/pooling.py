@@ -35,5 +35,7 @@ def pool(states: NDArray[Any], mask: NDArray[np.int64], pooling: Pooling) -> Vec
 
 def normalize(vectors: Vectors) -> Vectors:
     """Each row over its L2 norm; a zero row stays zero. float32 ``(batch, dimensions)`` in and out."""
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.asarray(vectors / np.where(norms > 0, norms, 1), dtype=np.float32)
+    # Infinity over infinity is NaN without a warning: the session refuses both.
+    with np.errstate(invalid="ignore", over="ignore"):
+        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+        return np.asarray(vectors / np.where(norms > 0, norms, 1), dtype=np.float32)

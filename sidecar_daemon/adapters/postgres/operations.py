@@ -106,6 +106,20 @@ class Match:
 
 
 @dataclass(frozen=True, slots=True)
+class SweepProgress:
+    """Totals of one walk over a source."""
+
+    finished: bool
+    scanned: int
+    missing: int
+    outdated: int
+    wrong_model: int
+    surplus: int
+    """Blank documents that still have vectors."""
+    enqueued: int
+
+
+@dataclass(frozen=True, slots=True)
 class DeadLetter:
     """A document that could not be embedded, and why."""
 
@@ -192,6 +206,11 @@ class PostgresOperations:
         """Walk one window of the source; see ``sidecar.sweep``."""
         (row,) = await self._database.call("SELECT * FROM sidecar.sweep($1, $2, $3)", name, rows, interval)
         return SweepWindow(**dict(row))
+
+    async def sweep_progress(self, name: str) -> SweepProgress:
+        """What the walk under way, or the last one, has found so far, by whichever replica."""
+        (row,) = await self._database.call("SELECT * FROM sidecar.sweep_progress($1)", name)
+        return SweepProgress(**dict(row))
 
     async def set_enabled(self, name: str, *, enabled: bool) -> bool:
         """Pause or resume leasing in every replica; return whether anything changed."""
