@@ -76,7 +76,10 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--words", type=int, default=60)
     asked = parser.parse_args()
-    with TemporaryDirectory(prefix="sc", dir="/tmp") as folder, EmbeddedServer(Path(folder) / "pg", settings=SERVER) as server:
+    with (
+        TemporaryDirectory(prefix="sc", dir="/tmp") as folder,
+        EmbeddedServer(Path(folder) / "pg", settings=SERVER) as server,
+    ):
         rows = documents(asked.rows, asked.words)
         with_trigger, without = asyncio.run(measure(server.dsn(), rows, asked.rounds))
     slow, fast = statistics.median(with_trigger), statistics.median(without)

@@ -5,27 +5,23 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import asyncpg
 import pytest
 
+from tests.integration.attaching import attach
 from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+MERGE = (
+    "MERGE INTO notes AS n USING (VALUES (1, 'merged'), (6, 'new')) AS v (id, body) ON n.id = v.id "
+    "WHEN MATCHED THEN UPDATE SET body = v.body WHEN NOT MATCHED THEN INSERT VALUES (v.id, v.body, 0)"
+)
 QUADRATIC = 40
 """Ten times the rows may take this many times as long, not a hundred."""
-
-
-async def attach(connection: asyncpg.Connection, source: str, *content: str, **options: Any) -> None:
-    """Attach a table; messages stay where they are, because no daemon runs."""
-    named = {"model": "tiny", "dimensions": 32, "index": False, **options}
-    arguments = "".join(f", p_{name} => ${n}" for n, name in enumerate(named, start=3))
-    await connection.execute(
-        f"SELECT sidecar.attach($1::text::regclass, $2{arguments})", source, list(content), *named.values()
-    )
 
 
 async def sent(connection: asyncpg.Connection, queue: str) -> list[tuple[str, str]]:
@@ -71,10 +67,13 @@ async def test_a_copy_of_100_000_rows_is_one_call_and_one_notification(
     calls = "SELECT calls FROM pg_stat_user_functions WHERE funcname = 'enqueue_source_documents'"
     assert await connection.fetchval(calls) == 1
     assert await connection.fetchval("SELECT count(*) FROM pgmq.q_embedding_queue") == 100_000
-    assert await connection.fetchval(
-        "SELECT count(DISTINCT message ->> 'document_id') FROM pgmq.q_embedding_queue AS q "
-        "JOIN source_documents AS s ON s.id::text = q.message ->> 'document_id'"
-    ) == 100_000
+    assert (
+        await connection.fetchval(
+            "SELECT count(DISTINCT message ->> 'document_id') FROM pgmq.q_embedding_queue AS q "
+            "JOIN source_documents AS s ON s.id::text = q.message ->> 'document_id'"
+        )
+        == 100_000
+    )
     await connection.execute("NOTIFY sidecar, 'last'")
     await eventually(lambda: "last" in heard)
     assert heard == ["live:source_documents", "last"]
@@ -102,8 +101,7 @@ async def test_inserts_and_edits_name_their_documents(notes: asyncpg.Connection)
         ("INSERT INTO notes VALUES (1, 'upsert', 9) ON CONFLICT (id) DO UPDATE SET body = excluded.body", ["1"]),
         ("INSERT INTO notes VALUES (1, 'ignored', 9) ON CONFLICT DO NOTHING", []),
         (
-            "MERGE INTO notes AS n USING (VALUES (1, 'merged'), (6, 'new')) AS v (id, body) ON n.id = v.id "
-            "WHEN MATCHED THEN UPDATE SET body = v.body WHEN NOT MATCHED THEN INSERT VALUES (v.id, v.body, 0)",
+            MERGE,
             ["1", "6"],
         ),
     ],
