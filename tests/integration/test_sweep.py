@@ -150,7 +150,7 @@ async def test_one_replica_walks_at_a_time(rig: Rig) -> None:
 async def test_it_waits_while_a_lane_is_deep(rig: Rig, queue: str) -> None:
     await quietly(rig, k1="text")
     await rig.connection.execute(
-        "SELECT pgmq.send_batch($1, array_agg('{\"document_id\": \"77\"}'::jsonb)) FROM generate_series(1, 20)", queue
+        'SELECT pgmq.send_batch($1, array_agg(\'{"document_id": "77"}\'::jsonb)) FROM generate_series(1, 20)', queue
     )
     ask = "SELECT state FROM sidecar.sweep('docs', 10, 0, $1)"
     assert await rig.connection.fetchval(ask, 20) == "waiting"
