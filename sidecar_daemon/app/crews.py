@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sidecar_daemon.adapters.onnx.manifest import find_manifest, load_manifests
@@ -12,24 +13,43 @@ from sidecar_daemon.adapters.onnx.session import OnnxEmbedder
 from sidecar_daemon.adapters.postgres.queue import PostgresCatalog, PostgresQueue
 from sidecar_daemon.app.clock import elapsed
 from sidecar_daemon.domain.errors import Fatal
+from sidecar_daemon.patience import Patience
 from sidecar_daemon.settings import Settings, installed_folder
 from sidecar_daemon.supervisor import Crew
 from sidecar_daemon.sweeper import Sweeper, SweepLimits
-from sidecar_daemon.worker import Patience, Worker, WorkerLimits
+from sidecar_daemon.worker import Worker, WorkerLimits
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sidecar_daemon.adapters.onnx.manifest import Manifest
     from sidecar_daemon.adapters.postgres.pool import Database
     from sidecar_daemon.domain.messages import Pipeline
-    from sidecar_daemon.ports import Embedder
+    from sidecar_daemon.ports import Embedder, Queue
+    from sidecar_daemon.settings import ModelSettings
     from sidecar_daemon.telemetry import Telemetry
+
+
+def load_onnx(manifest: Manifest, settings: ModelSettings) -> Embedder:
+    """Load a pulled model. Raises ``Fatal`` when it is missing or damaged."""
+    return OnnxEmbedder.load(manifest, settings.dir, threads=settings.threads)
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The one seam for tests of a whole process: what the two ports are made of."""
+
+    load_embedder: Callable[[Manifest, ModelSettings], Embedder] = load_onnx
+    wrap_queue: Callable[[Queue], Queue] = lambda queue: queue
 
 
 class Hiring:
     """Hires crews. Pipelines with one model share its weights; all share the inference threads."""
 
-    def __init__(self, settings: Settings, database: Database, telemetry: Telemetry) -> None:
+    def __init__(self, settings: Settings, database: Database, telemetry: Telemetry, parts: Parts) -> None:
         """Read the manifests; load no model yet. Raises ``Fatal`` for a manifest that cannot be read."""
         self._settings = settings
+        self._parts = parts
         self._database = database
         self._telemetry = telemetry
         self._manifests = load_manifests(installed_folder("models"), settings.model.dir)
@@ -53,7 +73,9 @@ class Hiring:
         model_id = embedder.model_id(pipeline.long_documents)
         await PostgresCatalog(self._database).register_model(pipeline, model_id)
         worker = self._settings.worker
-        queue = PostgresQueue(self._database, pipeline.name, model_id, max_document_bytes=worker.max_document_bytes)
+        queue = self._parts.wrap_queue(
+            PostgresQueue(self._database, pipeline.name, model_id, max_document_bytes=worker.max_document_bytes)
+        )
         return Crew(
             model_id=model_id,
             worker=Worker(
@@ -89,9 +111,7 @@ class Hiring:
         if model not in self._embedders:
             manifest = find_manifest(self._manifests, model)
             settings = self._settings.model
-            self._embedders[model] = await asyncio.to_thread(
-                lambda: OnnxEmbedder.load(manifest, settings.dir, threads=settings.threads)
-            )
+            self._embedders[model] = await asyncio.to_thread(self._parts.load_embedder, manifest, settings)
         return self._embedders[model]
 
     def _limits(self) -> WorkerLimits:

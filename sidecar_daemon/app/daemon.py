@@ -20,19 +20,23 @@ from sidecar_daemon.adapters.postgres.pool import Database
 from sidecar_daemon.adapters.postgres.queue import PostgresCatalog
 from sidecar_daemon.adapters.systemd import ServiceNotifier
 from sidecar_daemon.app.clock import elapsed
-from sidecar_daemon.app.crews import Hiring
+from sidecar_daemon.app.crews import Hiring, Parts
 from sidecar_daemon.app.documents import status_document
+from sidecar_daemon.patience import Patience
 from sidecar_daemon.settings import Pooler, Settings, installed_folder
 from sidecar_daemon.supervisor import Supervisor
 from sidecar_daemon.telemetry import Telemetry, build_version, configure_logging
-from sidecar_daemon.worker import Patience
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
 
-def run_daemon(settings: Settings) -> int:
+def run_daemon(settings: Settings, parts: Parts | None = None) -> int:
     """Run until SIGTERM or SIGINT.
+
+    Args:
+        settings: everything that can be set.
+        parts: other implementations of the ports, for tests of a whole process.
 
     Returns:
         0 after a drain.
@@ -42,14 +46,15 @@ def run_daemon(settings: Settings) -> int:
         Exception: a bug. The process ends, its leases expire, whoever supervises it starts it again.
     """
     logger = configure_logging(settings.log.format, settings.log.level, sys.stderr)
-    return asyncio.run(_Daemon(settings, logger).run())
+    return asyncio.run(_Daemon(settings, parts or Parts(), logger).run())
 
 
 class _Daemon:
     """Everything that lives as long as the process."""
 
-    def __init__(self, settings: Settings, logger: FilteringBoundLogger) -> None:
+    def __init__(self, settings: Settings, parts: Parts, logger: FilteringBoundLogger) -> None:
         self._settings = settings
+        self._parts = parts
         self._logger = logger
         self._registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
@@ -71,7 +76,7 @@ class _Daemon:
                 application_name="sidecar_daemon",
             )
             stack.push_async_callback(database.close)
-            hiring = Hiring(settings, database, self._telemetry)
+            hiring = Hiring(settings, database, self._telemetry, self._parts)
             stack.callback(hiring.close)
             supervisor = Supervisor(
                 PostgresCatalog(database),

@@ -257,10 +257,26 @@ async def test_an_old_vector_is_refused(empty_url: str, sql_dir: Path) -> None:
     assert "extension vector 0.6.2 in schema public is too old" in await refusal(empty_url, sql_dir)
 
 
-async def test_the_owner_can_do_nothing_beyond_its_own_schema(database_url: str) -> None:
+async def test_the_owner_can_do_nothing_beyond_its_own_schema_and_the_queues(database_url: str) -> None:
     question = (
-        "SELECT has_schema_privilege('sidecar_owner', 'pgmq', 'CREATE') "
-        "OR has_schema_privilege('sidecar_owner', 'public', 'CREATE') "
+        "SELECT has_schema_privilege('sidecar_owner', 'public', 'CREATE') "
         "OR has_database_privilege('sidecar_owner', current_database(), 'CREATE')"
     )
     assert await ask(database_url, question) is False
+
+
+async def test_the_legacy_pgmq_of_these_tests_behaves_like_a_queue(empty_url: str) -> None:
+    admin(empty_url, legacy_pgmq.SQL, "SELECT pgmq.create('Jobs')", "SELECT pgmq.create('Jobs')")
+    sent = "SELECT array_agg(s) FROM pgmq.send_batch('Jobs', ARRAY['{}', '{}', '{}']::jsonb[]) s"
+    assert await ask(empty_url, sent) == [1, 2, 3]
+    assert await ask(empty_url, "SELECT pgmq.send('Jobs', '{\"a\": 1}', 60)") == 4
+    leased = "SELECT array_agg(msg_id || ':' || read_ct) FROM pgmq.read('Jobs', 60, 2)"
+    assert await ask(empty_url, leased) == ["1:1", "2:1"]
+    assert await ask(empty_url, "SELECT msg_id FROM pgmq.set_vt('Jobs', 1, 0)") == 1
+    assert await ask(empty_url, leased) == ["1:2", "3:1"]
+    assert await ask(empty_url, "SELECT pgmq.delete('Jobs', 1), pgmq.delete('Jobs', 99)")
+    assert await ask(empty_url, "SELECT pgmq.archive('Jobs', 2)")
+    assert await ask(empty_url, "SELECT queue_length FROM pgmq.metrics('Jobs')") == 2
+    assert await ask(empty_url, "SELECT pgmq.purge_queue('Jobs')") == 2
+    assert await ask(empty_url, "SELECT pgmq.drop_queue('Jobs')")
+    assert await ask(empty_url, "SELECT count(*) FROM pgmq.list_queues()") == 0

@@ -156,6 +156,12 @@ async def test_without_session_settings_a_statement_still_has_a_limit(empty_url:
     await pooled.close()
 
 
+async def test_behind_a_pooler_parsing_and_running_are_held_together_by_a_transaction(empty_url: str) -> None:
+    pooled = await Database.open(empty_url, pooler_mode=True)
+    await pooled.call("SAVEPOINT only_inside_a_transaction", retry=False)
+    await pooled.close()
+
+
 async def test_a_call_is_retried_while_the_world_is_to_blame(empty_url: str) -> None:
     admin(empty_url, "CREATE SEQUENCE tries")
     seen: list[tuple[str, int, float]] = []

@@ -29,6 +29,8 @@ SELECT pg_catalog.format('%I.%I', n.nspname, c.relname) AS source,
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE c.oid = pg_catalog.to_regclass($1)
 """
+_NO_NAME = frozenset({"invalid_name", "postgres_syntax", "stale_catalog"})
+"""What the server says to a text that is no table's name; the last one to the name of another database."""
 _ALIKE = """
 SELECT pg_catalog.format('%I.%I', n.nspname, c.relname) FROM pg_catalog.pg_class c
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -103,6 +105,20 @@ class Match:
     similarity: float
     """Cosine similarity, in [-1, 1]."""
     source_text: str
+
+
+@dataclass(frozen=True, slots=True)
+class SweepProgress:
+    """Totals of one walk over a source."""
+
+    finished: bool
+    scanned: int
+    missing: int
+    outdated: int
+    wrong_model: int
+    surplus: int
+    """Blank documents that still have vectors."""
+    enqueued: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +209,11 @@ class PostgresOperations:
         (row,) = await self._database.call("SELECT * FROM sidecar.sweep($1, $2, $3)", name, rows, interval)
         return SweepWindow(**dict(row))
 
+    async def sweep_progress(self, name: str) -> SweepProgress:
+        """What the walk under way, or the last one, has found so far, by whichever replica."""
+        (row,) = await self._database.call("SELECT * FROM sidecar.sweep_progress($1)", name)
+        return SweepProgress(**dict(row))
+
     async def set_enabled(self, name: str, *, enabled: bool) -> bool:
         """Pause or resume leasing in every replica; return whether anything changed."""
         return bool(await self._database.fetch_value("SELECT sidecar.set_enabled($1, $2)", name, enabled))
@@ -215,10 +236,9 @@ class PostgresOperations:
         try:
             rows = await self._database.call(_RESOLVE, source)
         except SidecarError as error:
-            if error.code in {"invalid_name", "syntax_error", "postgres_syntax"} or "name" in str(error):
-                rows = []
-            else:
+            if error.code not in _NO_NAME:
                 raise
+            rows = []
         if rows:
             return str(rows[0]["source"]), str(rows[0]["name"])
         alike = await self._database.fetch_value(_ALIKE, source.rpartition(".")[2].strip('"'))

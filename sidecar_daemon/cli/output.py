@@ -1,0 +1,89 @@
+"""How commands print: tables for people, JSON for programs, one line for an error."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+PipelineArgument = Annotated[str, typer.Argument(metavar="PIPELINE", help="Name of the pipeline; see `status`.")]
+_PIPE_WIDTH = 200
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console on stdout or stderr; wide where it is no terminal, so that nothing is cut."""
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else _PIPE_WIDTH
+    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+def complain(message: str) -> None:
+    """One line on stderr that begins with ``error:``."""
+    sys.stderr.write(f"error: {' '.join(message.split())}\n")
+
+
+def note(message: str) -> None:
+    """One line on stderr, for people: progress and hints that are no data."""
+    sys.stderr.write(f"{message}\n")
+    sys.stderr.flush()
+
+
+def say(*lines: str) -> None:
+    """Lines on stdout."""
+    for line in lines:
+        sys.stdout.write(f"{line}\n")
+
+
+def print_json(value: object) -> None:
+    """JSON on stdout. Dataclasses become objects, times become ISO 8601 text."""
+    json.dump(plain(value), sys.stdout, indent=2, ensure_ascii=False, default=_as_text)
+    sys.stdout.write("\n")
+
+
+def plain(value: object) -> object:
+    """Dataclasses to dictionaries, also within a list."""
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    if isinstance(value, dict):
+        return {key: plain(each) for key, each in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    return value
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str) -> None:
+    """A table on stdout, or one line where there are no rows. A column that begins with ``#`` holds numbers."""
+    found = [[_cell(value) for value in row] for row in rows]
+    if not found:
+        say(empty)
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(Text(column.removeprefix("#")), justify="right" if column.startswith("#") else "left")
+    for row in found:
+        table.add_row(*row)
+    out = console()
+    out.soft_wrap = False
+    out.print(table)
+
+
+def _cell(value: object) -> Text:
+    if isinstance(value, bool):
+        return Text("yes" if value else "no")
+    if isinstance(value, int):
+        return Text(f"{value:,}")
+    return Text("" if value is None else str(value))
+
+
+def _as_text(value: Any) -> str:
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)
