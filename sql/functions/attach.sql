@@ -260,6 +260,8 @@ DECLARE
     v_part text;
     v_embeddings text := p.embeddings::text;
 BEGIN
+    -- The sweep's row first, as the sweep itself does: in the other order the two could deadlock.
+    PERFORM FROM sidecar.sweeps WHERE pipeline = p_name FOR UPDATE;
     -- A source or a table of vectors that was dropped meanwhile leaves nothing to undo there.
     IF EXISTS (SELECT FROM pg_class WHERE oid = p.source) THEN
         EXECUTE format('DROP TRIGGER IF EXISTS %I ON %s', 'sidecar_' || p.name || '_insert', p.source);
