@@ -189,6 +189,11 @@ async def test_bookkeeping_of_a_foreign_shape_breaks_nothing(rig: Rig) -> None:
     assert [lease.attempt for lease in await rig.lease()] == [1, 1, 1, 1]
 
 
+async def test_a_foreign_message_cannot_claim_attempts_away(rig: Rig) -> None:
+    await rig.connection.execute("""SELECT pgmq.send('docs', '{"document_id": 1, "sidecar": {"excused": 999999}}')""")
+    assert (await rig.lease_one()).attempt == 1
+
+
 async def test_a_paused_pipeline_refuses_before_a_read_count_is_burned(rig: Rig) -> None:
     await rig.write(k1="text")
     await rig.connection.execute("SELECT sidecar.set_enabled('docs', false)")
