@@ -120,7 +120,8 @@ CREATE FUNCTION public.spy() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
         (SELECT count(*) FROM pg_prepared_statements WHERE name <> ''),
         (SELECT count(*) FROM pg_listening_channels()),
         (SELECT string_agg(name, ', ') FROM pg_settings WHERE source = 'session' AND setting <> reset_val
-            AND name NOT IN ('search_path', 'lock_timeout', 'IntervalStyle', 'extra_float_digits'));
+            AND name NOT IN
+                ('search_path', 'lock_timeout', 'DateStyle', 'IntervalStyle', 'TimeZone', 'extra_float_digits'));
     RETURN NULL;
 END $$;
 CREATE TRIGGER spy AFTER INSERT OR UPDATE ON docs_embeddings FOR EACH STATEMENT EXECUTE FUNCTION public.spy();
