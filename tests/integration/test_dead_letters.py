@@ -183,7 +183,7 @@ async def test_it_waits_for_a_settlement_no_longer_than_the_lock_timeout(rig: Ri
         await settler.execute("SELECT sidecar._lock_documents('docs', ARRAY['1'])")
         with pytest.raises(Transient) as caught:
             await rig.database.call(
-                "SELECT sidecar.dead_letter('docs', '1', ARRAY['live'], ARRAY[$1::bigint], ARRAY[1], 1, 'x', 'y', NULL)",
+                "SELECT sidecar.dead_letter('docs', '1', ARRAY['live'], ARRAY[$1::bigint], ARRAY[1], 1, 'x', 'y', '')",
                 lease.msg_id,
                 retry=False,
             )

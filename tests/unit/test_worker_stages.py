@@ -258,7 +258,7 @@ async def test_a_document_whose_lease_was_lost_before_stage_3_is_left_to_others(
         await bench.rig.write(k2="second")
         await eventually(lambda: len(bench.embedder.runs) == 2)
         await bench.rig.connection.execute(
-            "UPDATE pgmq.q_docs SET read_ct = 9, vt = clock_timestamp() + interval '1 h' WHERE msg_id = 2"
+            "UPDATE pgmq.q_docs SET read_ct = 2, vt = clock_timestamp() + interval '1 h' WHERE msg_id = 2"
         )
         await eventually(lambda: bench.told.events("leases_lost"))
         await bench.rig.connection.execute("UPDATE pgmq.q_docs SET vt = clock_timestamp() WHERE msg_id = 2")
