@@ -173,6 +173,10 @@ class Bench:
     async def __aexit__(self, *_: object) -> None:
         await self.stack.aclose()
 
+    def rng(self, purpose: str) -> random.Random:
+        """A seeded stream of its own for each purpose."""
+        return random.Random(f"{self.seed}/{purpose}")  # noqa: S311  a seeded test, no secret
+
     async def cluster(self, name: str = "shared") -> Cluster:
         """A server by name: faults that stop theirs take one of their own."""
         async with self._starting:

@@ -73,6 +73,11 @@ class Client:
         words = " ".join(self._random.choices(_WORDS, k=self._random.randint(3, 90)))
         return f"{CANARY} document {key} version {version} {words}"
 
+    def distinguish(self, number: int) -> None:
+        """Make this one of several writers on the same documents: its load and its versions are its own."""
+        self._random = self._arena.rng(f"client {number}")
+        self._version = (number + 1) * 1_000_000
+
     async def fill(self) -> None:
         """Insert the first documents in one statement."""
         await self._do("insert", {key: self.text(key, self._take()) for key in self.keys})

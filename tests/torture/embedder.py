@@ -26,6 +26,8 @@ MODEL = "tiny"
 
 RAISES, ABORTS, MAKES_NAN, MAKES_ZERO = "poisonraises", "poisonaborts", "poisonnan", "poisonzero"
 """Words that make a text poison: the model refuses it, dies of it, answers NaN, answers zero."""
+SHOUTS = "poisonshouts"
+"""The model refuses it with an error whose own text is poison: NUL, half a surrogate pair, a megabyte."""
 
 REFERENCE = DeterministicEmbedder(dimensions=DIMENSIONS, max_tokens=MAX_TOKENS)
 
@@ -34,7 +36,7 @@ def _id_of(word: str) -> int:
     return int(REFERENCE.tokenize(word)[0].ids[1])
 
 
-_RAISES, _ABORTS, _NAN, _ZERO = (_id_of(word) for word in (RAISES, ABORTS, MAKES_NAN, MAKES_ZERO))
+_RAISES, _ABORTS, _NAN, _ZERO, _SHOUTS = (_id_of(w) for w in (RAISES, ABORTS, MAKES_NAN, MAKES_ZERO, SHOUTS))
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ class TortureEmbedder:
             time.sleep(60)  # the signal ends the process, whichever thread it reaches
         if _RAISES in seen:
             raise Poison("inference_failed", "the model cannot run on these windows")
+        if _SHOUTS in seen:
+            raise Poison("inference_failed", "\x00\ud800\n\x1b[31m" + "shout " * 200_000)
         vectors = REFERENCE.embed(windows)
         for row, window in enumerate(windows):
             if _NAN in window:

@@ -37,6 +37,13 @@ class Stage:
         await asyncio.sleep(seconds)
         return seconds
 
+    async def fleet_restarts(self) -> None:
+        """Start again what has ended, as systemd would, without waiting until it is ready."""
+        for replica in self.fleet.replicas:
+            if not replica.alive:
+                await replica.note_end()
+                await replica.start(ready=False)
+
     def __post_init__(self) -> None:
         self.rng = self.arena.rng("fault")
 

@@ -21,7 +21,7 @@ MOST_CONNECTIONS = 10
 MOST_DESCRIPTORS = 128
 MOST_THREADS = 64
 _LOOK = """
-SELECT pid, usename, state, extract(epoch FROM clock_timestamp() - xact_start)::float AS seconds, left(query, 80) AS query
+SELECT pid, usename, state, wait_event_type = 'Client' AS starved, extract(epoch FROM clock_timestamp() - xact_start)::float AS seconds, left(query, 80) AS query
 FROM pg_stat_activity WHERE datname = current_database() AND usename LIKE 'torture_daemon%' AND xact_start IS NOT NULL
 AND clock_timestamp() - xact_start > make_interval(secs => $1)
 """
@@ -39,8 +39,8 @@ class Watch:
 
         Args:
             arena: looked at twice a second.
-            stalled: the fault itself keeps replicas or the wire from answering: a backend that idles in a
-                transaction then waits for what the torture holds back, and does not count.
+            stalled: the fault itself keeps replicas or the wire from answering: a backend that waits for
+                its client then waits for what the torture holds back, and does not count.
         """
         self._arena = arena
         self._stalled = stalled
@@ -68,7 +68,7 @@ class Watch:
             await connection.close()
 
     def _judge(self, row: asyncpg.Record) -> None:
-        if self._stalled and row["state"] != "active":
+        if self._stalled and row["starved"]:
             return
         self.longest = max(self.longest, row["seconds"])
         if row["seconds"] > LONGEST_TRANSACTION and row["pid"] not in self._seen:

@@ -5,7 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tests.torture.faults import t01_kill, t04_backends
+from tests.torture.faults import (
+    t01_kill,
+    t02_failpoints,
+    t03_stop,
+    t04_backends,
+    t05_server,
+    t06_wire,
+    t07_poison,
+    t08_abort,
+    t09_duplicates,
+    t10_hot,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -28,5 +39,13 @@ class Fault:
 
 FAULTS = {
     "T1": Fault(t01_kill.run, ci=30, full=1000),
+    "T2": Fault(t02_failpoints.run, ci=1, full=50),
+    "T3": Fault(t03_stop.run, ci=3, full=200),
     "T4": Fault(t04_backends.run, ci=30, full=1000),
+    "T5": Fault(t05_server.run, ci=3, full=100, alone=True),
+    "T6": Fault(t06_wire.run, ci=3, full=50),
+    "T7": Fault(t07_poison.run, ci=1, full=1),
+    "T8": Fault(t08_abort.run, ci=1, full=50),
+    "T9": Fault(t09_duplicates.run, ci=5, full=10),
+    "T10": Fault(t10_hot.run, ci=20, full=600),
 }
