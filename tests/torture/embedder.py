@@ -46,6 +46,8 @@ class TortureEmbedder:
     seed: int = 0
     slowest: float = 0.006
     """Seconds that one run takes at most; at least a third of it."""
+    steady: bool = False
+    """Every run takes the longest: rates can then be compared."""
     around: Callable[[str], None] = field(default=lambda _: None)
     """Called with ``before_embed`` and ``after_embed``: the failpoints."""
 
@@ -84,5 +86,7 @@ class TortureEmbedder:
         return vectors
 
     def _pause(self, windows: Sequence[TokenIds]) -> float:
+        if self.steady:
+            return self.slowest
         digest = hashlib.sha256(self.seed.to_bytes(8, "little") + b"".join(window.tobytes() for window in windows))
         return self.slowest * (1 + 2 * digest.digest()[0] / 255) / 3

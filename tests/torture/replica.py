@@ -4,6 +4,7 @@ Settings of the daemon come from ``SIDECAR_*`` as always. The torture reads its 
 
     TORTURE_SEED       seeds the embedder's pauses
     TORTURE_SLOWEST    seconds that one run of the model takes at most
+    TORTURE_STEADY     1: every run takes that long
     TORTURE_FAILPOINT  ``name:n``: kill -9 at the n-th pass of this point (``FAILPOINTS``)
 
 None of this exists in a normal run: it all enters through ``run_daemon(settings, Parts(...))``.
@@ -92,6 +93,7 @@ def main() -> int:
     embedder = TortureEmbedder(
         seed=int(os.environ.get("TORTURE_SEED", "0")),
         slowest=float(os.environ.get("TORTURE_SLOWEST", "0.006")),
+        steady=os.environ.get("TORTURE_STEADY") == "1",
         around=failpoint,
     )
 

@@ -16,6 +16,8 @@ from tests.torture.faults import (
     t08_abort,
     t09_duplicates,
     t10_hot,
+    t13_world,
+    t15_terminate,
 )
 
 if TYPE_CHECKING:
@@ -48,4 +50,6 @@ FAULTS = {
     "T8": Fault(t08_abort.run, ci=1, full=50),
     "T9": Fault(t09_duplicates.run, ci=5, full=10),
     "T10": Fault(t10_hot.run, ci=20, full=600),
+    "T13": Fault(t13_world.run, ci=1, full=10),
+    "T15": Fault(t15_terminate.run, ci=10, full=300),
 }

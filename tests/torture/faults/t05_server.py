@@ -26,6 +26,8 @@ WINDOW = 4.0
 """Seconds over which a rate is taken."""
 GOAL, WITHIN = 0.95, 15.0
 """Of the rate before, within seconds of the server accepting connections."""
+BACKLOG = 900
+"""Documents before each crash: some fifteen seconds of work."""
 _FIRST = 10_000_000
 _WRITTEN = "SELECT count(*) FROM audit.writes WHERE op <> 'DELETE'"
 _KILL_ALL = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename LIKE 'torture_daemon%'"
@@ -37,7 +39,7 @@ async def run(bench: Bench, stops: int) -> FaultReport:
     async with stage(
         bench, "t5", cluster="t5", rate=10, settings={"BATCH_WINDOWS": "2", "LEASE_MESSAGES": "32"}, start=False
     ) as on:
-        await on.fleet.start(slowest="0.1")
+        await on.fleet.start(slowest="0.1", steady="1")
         recoveries: list[float] = []
         while on.report.injected < stops:
             down = on.rng.uniform(0, 20) if on.report.injected else 0.0
@@ -52,7 +54,7 @@ async def run(bench: Bench, stops: int) -> FaultReport:
 
 async def _measured(on: Stage, hurt: Callable[[], Awaitable[None]]) -> float:
     """Seconds from the end of ``hurt`` until the rate is back."""
-    await _backlog(on, 2200)
+    await _backlog(on, BACKLOG)
     await asyncio.sleep(1)
     before = await _rate(on, WINDOW)
     await hurt()

@@ -10,6 +10,7 @@ import asyncpg
 from tests.torture.bench import CANARY, CHUNKS, SOURCE
 from tests.torture.embedder import MAKES_NAN, MAKES_ZERO, RAISES, SHOUTS
 from tests.torture.stage import stage
+from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from tests.torture.bench import Bench
@@ -90,13 +91,13 @@ async def _plant(on: Stage, connection: asyncpg.Connection, n: int) -> list[int]
 
 
 async def _until_settled(on: Stage, connection: asyncpg.Connection) -> None:
-    from tests.waiting import eventually
-
     wanted = {key for key in on.poison if key.isdigit()}
 
     async def dead() -> bool:
         rows = await connection.fetch(f"SELECT message ->> 'document_id' AS key FROM pgmq.q_{CHUNKS}_dlq")
-        return wanted <= {row["key"] for row in rows}
+        missing = wanted - {row["key"] for row in rows}
+        assert not missing, f"poison not dead yet: { {key: on.poison[key] for key in missing} }"
+        return True
 
     await eventually(dead, 60, what="all poison in the dead letters")
 

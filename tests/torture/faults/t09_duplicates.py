@@ -47,7 +47,8 @@ async def run(bench: Bench, replicas: int) -> FaultReport:
 
 async def _embedded(on: Stage) -> float:
     """Documents that went through the model so far, in all replicas."""
-    return sum(float(n) for replica in on.fleet.replicas for n in _EMBEDDED.findall(await replica.metrics()))
+    texts = [await replica.metrics() for replica in on.fleet.replicas]
+    return sum(float(number) for text in texts for number in _EMBEDDED.findall(text))
 
 
 async def _empty(on: Stage) -> bool:
