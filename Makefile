@@ -18,11 +18,11 @@ MAKE_VENV = "$(PYTHON)" -m venv $(VENV)
 INSTALL = $(RUN) -m pip install -qq --disable-pip-version-check
 endif
 
-.PHONY: help demo test check clean
+.PHONY: help demo test test-system check clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r name text; do printf '%-12s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r name text; do printf '%-12s %s\n' "$$name" "$$text"; done
 
 demo: $(VENV)/.installed-demo ## embed real documents and search them: the main job, end to end (ARGS='--documents 500')
 	@$(RUN) -m sidecar_daemon demo $(ARGS)
@@ -34,6 +34,9 @@ ifeq ($(strip $(ARGS)),)
 else
 	@echo "coverage is not held to 90 %: ARGS ran a part of the tests"
 endif
+
+test-system: $(VENV)/.installed-dev ## tests that need a tool of the operating system (PgBouncer); says what is missing
+	@$(RUN) -m pytest tests/system $(ARGS)
 
 check: $(VENV)/.installed-dev ## lint, formatting, types, import layers
 	@$(RUN) -m ruff check .
@@ -49,17 +52,17 @@ clean: ## remove .venv, caches and build output (the demo's data in .sidecar sta
 $(VENV)/.made:
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	  { echo "Python 3.11 or newer is needed, $(PYTHON) is $$("$(PYTHON)" --version 2>/dev/null || echo missing): make PYTHON=/path/to/python3" >&2; exit 1; }
-	@echo "making $(VENV) …"
+	@echo "making $(VENV) …" >&2
 	@$(MAKE_VENV)
 	@touch $@
 
 $(VENV)/.installed-demo: $(VENV)/.made pyproject.toml
-	@echo "installing into $(VENV): what the demo needs …"
+	@echo "installing into $(VENV): what the demo needs …" >&2
 	@$(INSTALL) -e '.[demo]'
 	@touch $@
 
 # The tests need all that the demo needs, so one install serves both.
 $(VENV)/.installed-dev: $(VENV)/.made pyproject.toml
-	@echo "installing into $(VENV): what the demo, the tests and the checks need …"
+	@echo "installing into $(VENV): what the demo, the tests and the checks need …" >&2
 	@$(INSTALL) -e '.[dev]'
 	@touch $(VENV)/.installed-demo $@

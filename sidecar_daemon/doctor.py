@@ -87,7 +87,9 @@ def _models(settings: Settings) -> list[Check]:
     ]
     if not here:
         found.append(
-            Check("models", State.WARN, f"none is pulled in {settings.model.dir}", "sidecar-daemon models pull gte-small")
+            Check(
+                "models", State.WARN, f"none is pulled in {settings.model.dir}", "sidecar-daemon models pull gte-small"
+            )
         )
     if find_spec("onnx") is None or find_spec("safetensors") is None:
         extra = "pip install 'sidecar-daemon[export]' where models are pulled"
@@ -111,9 +113,8 @@ async def _database(settings: Settings, database: Database) -> list[Check]:
     if server.standby:
         primary = "point SIDECAR_DATABASE_URL at the primary (target_session_attrs=read-write)"
         checks.append(Check("primary", State.FAIL, "this server is a standby, it only reads", primary))
-    for step in (_vector(inspection), _pgmq(inspection), _schema(database), _grants(inspection, server.role)):
-        checks.append(await _guarded(step))
-    checks.append(await _guarded(_listen(settings)))
+    steps = (_vector(inspection), _pgmq(inspection), _schema(database), _grants(inspection, server.role))
+    checks += [await _guarded(step) for step in (*steps, _listen(settings))]
     if all(check.state is not State.FAIL for check in checks if check.name in {"schema", "grants"}):
         checks += await _pipelines(settings, database)
     return checks
@@ -204,18 +205,18 @@ async def _parts(inspection: Inspection, pipeline: Pipeline) -> Check:
     parts = await inspection.parts(
         name=pipeline.name, source=pipeline.source, embeddings=pipeline.embeddings, queue=pipeline.queue
     )
-    again = f"sidecar-daemon detach {pipeline.name} --keep-embeddings, then attach again"
-    if not parts.source:
-        return Check(name, State.FAIL, "its source table is gone", f"sidecar-daemon detach {pipeline.name}")
-    if not parts.embeddings:
-        return Check(name, State.FAIL, f"its table of vectors {pipeline.embeddings} is gone", again)
-    if parts.queues < 3:
-        return Check(name, State.FAIL, f"{3 - parts.queues} of its three queues are gone", again)
-    if parts.triggers < 2:
-        return Check(name, State.FAIL, f"a trigger on {pipeline.source} is gone: edits are only found by sweeps", again)
-    if parts.enabled < 2:
-        mend = f"ALTER TABLE {pipeline.source} ENABLE TRIGGER ALL, then sidecar-daemon sweep {pipeline.name}"
-        return Check(name, State.FAIL, f"a trigger on {pipeline.source} is disabled: edits are not noticed", mend)
+    again = f"sidecar-daemon detach {pipeline.name}, then attach again"
+    enable = f"ALTER TABLE {pipeline.source} ENABLE TRIGGER ALL, then sidecar-daemon sweep {pipeline.name}"
+    faults = (
+        (not parts.source, "its source table is gone", f"sidecar-daemon detach {pipeline.name}"),
+        (not parts.embeddings, f"its table of vectors {pipeline.embeddings} is gone", again),
+        (parts.queues < 3, f"{3 - parts.queues} of its three queues are gone", again),
+        (parts.triggers < 2, f"a trigger on {pipeline.source} is gone: only sweeps notice edits", again),
+        (parts.enabled < 2, f"a trigger on {pipeline.source} is disabled: only sweeps notice edits", enable),
+    )
+    for found, what, mend in faults:
+        if found:
+            return Check(name, State.FAIL, what, mend)
     if not pipeline.enabled:
         return Check(name, State.WARN, "paused", f"sidecar-daemon resume {pipeline.name}")
     return Check(name, State.OK, f"{pipeline.source} with vectors in {pipeline.embeddings}")

@@ -81,6 +81,8 @@ class ModelSettings:
     dir: Path
     runtime: Runtime
     threads: int
+    named: bool = False
+    """Whether ``SIDECAR_MODELS_DIR`` names the folder, rather than our default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +172,15 @@ class Settings:
         _check_order("POLL_MIN", found.poll_min, "POLL_MAX", found.poll_max)
         _check_order("BACKOFF_BASE", found.backoff_base, "BACKOFF_CAP", found.backoff_cap)
         return found.grouped()
+
+
+def child_environment(settings: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a daemon that we start: ours, with these settings.
+
+    Args:
+        settings: by their upper-case name without prefix, such as ``DATABASE_URL``.
+    """
+    return {**os.environ, **{f"{_PREFIX.upper()}{name}": value for name, value in settings.items()}}
 
 
 def installed_folder(name: Literal["sql", "models"]) -> Path:
@@ -326,7 +337,7 @@ class _Environment(BaseSettings):
         ours = self.watchdog_pid in (None, os.getpid())
         return Settings(
             database=DatabaseSettings(self.database_url, self.listen_url, self.pooler),
-            model=ModelSettings(self._models(), self.runtime, self.threads),
+            model=ModelSettings(self._models(), self.runtime, self.threads, named=self.models_dir is not None),
             worker=WorkerSettings(
                 batch_tokens=self.batch_tokens,
                 batch_windows=self.batch_windows,

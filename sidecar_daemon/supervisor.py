@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection
 
     from sidecar_daemon.domain.messages import ModelId
+    from sidecar_daemon.patience import Patience
     from sidecar_daemon.ports import Catalog
     from sidecar_daemon.sweeper import Sweeper
     from sidecar_daemon.telemetry import Telemetry
-    from sidecar_daemon.worker import Patience, Worker
+    from sidecar_daemon.worker import Worker
 
 RECONCILE_SECONDS = 2.0
 """How long a change of the pipelines may go unnoticed when its notification is lost."""

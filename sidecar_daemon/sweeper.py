@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sidecar_daemon.domain.messages import PipelineName, SweepWindow
+    from sidecar_daemon.patience import Patience
     from sidecar_daemon.ports import Queue
     from sidecar_daemon.telemetry import Telemetry
-    from sidecar_daemon.worker import Patience
 
 FEWEST_ROWS = 100
 SLOW_SECONDS = 0.5

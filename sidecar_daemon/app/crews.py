@@ -13,10 +13,11 @@ from sidecar_daemon.adapters.onnx.session import OnnxEmbedder
 from sidecar_daemon.adapters.postgres.queue import PostgresCatalog, PostgresQueue
 from sidecar_daemon.app.clock import elapsed
 from sidecar_daemon.domain.errors import Fatal
+from sidecar_daemon.patience import Patience
 from sidecar_daemon.settings import Settings, installed_folder
 from sidecar_daemon.supervisor import Crew
 from sidecar_daemon.sweeper import Sweeper, SweepLimits
-from sidecar_daemon.worker import Patience, Worker, WorkerLimits
+from sidecar_daemon.worker import Worker, WorkerLimits
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -22,10 +22,10 @@ from sidecar_daemon.adapters.systemd import ServiceNotifier
 from sidecar_daemon.app.clock import elapsed
 from sidecar_daemon.app.crews import Hiring, Parts
 from sidecar_daemon.app.documents import status_document
+from sidecar_daemon.patience import Patience
 from sidecar_daemon.settings import Pooler, Settings, installed_folder
 from sidecar_daemon.supervisor import Supervisor
 from sidecar_daemon.telemetry import Telemetry, build_version, configure_logging
-from sidecar_daemon.worker import Patience
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger

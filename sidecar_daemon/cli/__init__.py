@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ USAGE = 2
 INTERRUPTED = 128 + signal.SIGINT
 
 _USAGE_CODES = frozenset({"bad_setting", "bad_database_url", "bad_query", "usage"})
-_USAGE_ERROR = typer.BadParameter.__mro__[1]
+_USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
 """What the parser raises for bad usage; only its subclass has a public name."""
 
 app = typer.Typer(
@@ -55,7 +56,7 @@ def run_command_line(arguments: Sequence[str]) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         # Whoever read us has seen enough; the interpreter must not try to flush again.
-        sys.stdout = None  # type: ignore[assignment]  # what Python itself has where there is no stdout
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except _USAGE_ERROR as error:
         complain(f"{_said(error)} (see --help)")

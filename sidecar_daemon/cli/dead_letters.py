@@ -8,11 +8,10 @@ from typing import Annotated
 import typer
 
 from sidecar_daemon.app import operations
-from sidecar_daemon.cli.output import JsonFlag, plain, print_json, print_table, say
+from sidecar_daemon.cli.output import JsonFlag, PipelineArgument, plain, print_json, print_table, say
 from sidecar_daemon.domain.errors import Fatal
 from sidecar_daemon.settings import Settings
 
-PipelineArgument = Annotated[str, typer.Argument(metavar="PIPELINE", help="Name of the pipeline; see `status`.")]
 IdsArgument = Annotated[list[int] | None, typer.Argument(metavar="[ID]...", help="Ids; see `dead-letters list`.")]
 AllFlag = Annotated[bool, typer.Option("--all", help="Every dead letter of the pipeline.")]
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+PipelineArgument = Annotated[str, typer.Argument(metavar="PIPELINE", help="Name of the pipeline; see `status`.")]
 _PIPE_WIDTH = 200
 
 

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sidecar_daemon.app import model_files, operations
-from sidecar_daemon.cli.dead_letters import PipelineArgument
-from sidecar_daemon.cli.output import JsonFlag, note, print_json, print_table, say
+from sidecar_daemon.app.documents import status_document
+from sidecar_daemon.cli.output import JsonFlag, PipelineArgument, note, print_json, print_table, say
 from sidecar_daemon.domain.errors import Fatal
 from sidecar_daemon.domain.messages import LongDocuments
 from sidecar_daemon.settings import Settings
 
 if TYPE_CHECKING:
-    from sidecar_daemon.adapters.postgres.operations import Attached, Match, PipelineStatus, SweepProgress
+    from sidecar_daemon.adapters.postgres.operations import Attached, Match, SweepProgress
 
 _ATTACH = (
     "Examples: sidecar-daemon attach public.articles title body --model gte-small · "
-    "sidecar-daemon attach 'public.\"My Docs\"' \"Body\" --key \"Doc Id\" --name docs · sidecar-daemon attach --create"
+    'sidecar-daemon attach \'public."My Docs"\' "Body" --key "Doc Id" --name docs · sidecar-daemon attach --create'
+)
+
+
+_STATUS_COLUMNS = (
+    *("pipeline", "source", "model", "state", "#live", "#bulk", "#oldest", "#dead"),
+    *("#documents", "#embedded", "#stale", "#missing", "#coverage"),
 )
 
 
@@ -38,7 +43,7 @@ def register(app: typer.Typer) -> None:
 
 def attach(
     table: Annotated[str | None, typer.Argument(metavar="TABLE", help="The table, quoted as in SQL.")] = None,
-    columns: Annotated[list[str] | None, typer.Argument(metavar="COLUMN...", help="What to embed.")] = None,
+    columns: Annotated[list[str] | None, typer.Argument(metavar="COLUMN", help="What to embed.")] = None,
     *,
     create: Annotated[bool, typer.Option("--create", help="Make public.source_documents and attach it.")] = False,
     name: Annotated[str | None, typer.Option(help="Name of the pipeline. Default: the table's.")] = None,
@@ -122,11 +127,10 @@ def status(*, as_json: JsonFlag = False) -> None:
     """Show every pipeline: queues, dead letters, coverage. Counts exactly, so it reads every source."""
     found = asyncio.run(operations.ask(Settings.read(), lambda database: database.status()))
     if as_json:
-        print_json({"pipelines": [_as_designed(each) for each in found]})
+        print_json(status_document(found))
         return
     print_table(
-        ("pipeline", "source", "model", "state", "#live", "#bulk", "#oldest", "#dead", "#documents", "#embedded")
-        + ("#stale", "#missing", "#coverage"),
+        _STATUS_COLUMNS,
         (
             (
                 each.name,
@@ -149,18 +153,6 @@ def status(*, as_json: JsonFlag = False) -> None:
     )
 
 
-def _as_designed(status: PipelineStatus) -> dict[str, Any]:
-    """The shape of DESIGN 8."""
-    lanes = {"live": asdict(status.live), "bulk": asdict(status.bulk), "dead": status.dead}
-    head = ("name", "source", "embeddings", "model", "enabled")
-    tail = ("documents", "embedded", "stale", "missing", "coverage")
-    return {
-        **{field: getattr(status, field) for field in head},
-        "queue": lanes,
-        **{field: getattr(status, field) for field in tail},
-    }
-
-
 def search(
     pipeline: PipelineArgument,
     text: Annotated[str, typer.Argument(metavar="TEXT", help="What to look for, in words.")],
@@ -180,10 +172,7 @@ def search(
         return
     print_table(
         ("#similarity", "key", "#chunk", "text"),
-        (
-            (f"{match.similarity:.3f}", match.key, match.chunk_no, _excerpt(match.source_text))
-            for match in found
-        ),
+        ((f"{match.similarity:.3f}", match.key, match.chunk_no, _excerpt(match.source_text)) for match in found),
         empty=f"{pipeline} has no vectors yet",
     )
 
@@ -199,7 +188,7 @@ def sweep(pipeline: PipelineArgument, *, as_json: JsonFlag = False) -> None:
 
     def tell(state: str, totals: SweepProgress) -> None:
         hints = {
-            "waiting": f"waiting after {totals.scanned:,} rows: the lanes are deep, a running daemon must work them off",
+            "waiting": f"waiting after {totals.scanned:,} rows: the lanes are deep, a daemon must work them off",
             "busy": "another replica walks this pipeline; waiting for it",
         }
         if state in hints and state not in told:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 __all__ = ["BatchSettled", "LogFormat", "Telemetry", "build_version", "configure_logging", "redact", "safe_message"]
 
 
+CIRCUIT_STATES = ("closed", "half_open", "open")
+
+
 def build_version() -> str:
     """The installed version of this package, or ``0+checkout`` when it runs uninstalled."""
     try:
@@ -76,7 +79,7 @@ class Telemetry:
     # The path of a document
 
     def leased(self, pipeline: PipelineName, lane: Lane, messages: int, documents: int, seconds: float) -> None:
-        """A lease that found messages, and the reading of their documents."""
+        """A lease that found messages."""
         self._metrics.lease.labels(pipeline, lane.value).observe(seconds)
         self._metrics.leased.labels(pipeline, lane.value).inc(messages)
         self._log.debug(
@@ -167,7 +170,6 @@ class Telemetry:
     def fault(self, scope: str, error: SidecarError, *, waiting: float) -> None:
         """A try failed; the next comes in ``waiting`` seconds. Logged once for each cause of an outage."""
         self._metrics.faults.labels(self._scope(scope), self._reason(error.code)).inc()
-        self._metrics.outage.labels(self._scope(scope)).set(1)
         outage = self._outages.get(scope)
         if outage is None:
             self._outages[scope] = _Outage([error.code])
@@ -186,12 +188,16 @@ class Telemetry:
             remedy="tried again until it works; no message is blamed; if it lasts, mend the cause",
         )
 
+    def circuit(self, scope: str, state: str) -> None:
+        """The breaker of a pipeline or of the catalog is ``closed``, ``half_open`` or ``open``."""
+        for known in CIRCUIT_STATES:
+            self._metrics.circuit.labels(self._scope(scope), known).set(known == state)
+
     def recovered(self, scope: str, seconds: float) -> None:
         """What was away is back, after ``seconds``. Silent when nothing was away."""
         outage = self._outages.pop(scope, None)
         if outage is None:
             return
-        self._metrics.outage.labels(self._scope(scope)).set(0)
         self._log.info(
             "recovered", scope=scope, away_seconds=round(seconds, 3), failed_tries=outage.tries, codes=outage.codes
         )

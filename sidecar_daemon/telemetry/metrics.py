@@ -64,7 +64,7 @@ class Metrics:
         # Not sidecar_dead_letters_total: a counter of that name would clash with the gauge in OpenMetrics.
         self.dead_lettered = counter("dead_lettered", "Documents dead-lettered, by reason.", "pipeline", "reason")
         self.faults = counter("faults", "Failed tries while something outside was away.", "scope", "code")
-        self.outage = gauge("outage", "1 while something outside is away.", "scope")
+        self.circuit = gauge("circuit_state", "1 for the state that the breaker of a pipeline is in.", "scope", "state")
         self.depth = gauge("queue_depth", "Messages waiting, in flight included.", "pipeline", "lane")
         self.in_flight = gauge("queue_in_flight", "Messages under a lease.", "pipeline", "lane")
         self.oldest = gauge("queue_oldest_age_seconds", "Age of the oldest message.", "pipeline", "lane")

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from sidecar_daemon.domain.errors import Refused
 from sidecar_daemon.domain.messages import Lane
 from sidecar_daemon.domain.outcomes import Outcome
+from sidecar_daemon.patience import Patience
 from sidecar_daemon.worker.backlog import Backlog
 from sidecar_daemon.worker.embedding import EmbeddingLoop
 from sidecar_daemon.worker.keeping import Keeper
 from sidecar_daemon.worker.leasing import Leaser
-from sidecar_daemon.worker.patience import Patience
 from sidecar_daemon.worker.settling import Settler
 from sidecar_daemon.worker.state import WorkerLimits, WorkerState
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sidecar_daemon.ports import Embedder, Queue
     from sidecar_daemon.telemetry import Telemetry
 
-__all__ = ["Patience", "Worker", "WorkerLimits"]
+__all__ = ["Worker", "WorkerLimits"]
 
 
 class Worker:

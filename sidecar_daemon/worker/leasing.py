@@ -8,7 +8,7 @@ from collections import Counter
 from contextlib import suppress
 from typing import TYPE_CHECKING, assert_never
 
-from sidecar_daemon.domain.errors import Poison
+from sidecar_daemon.domain.errors import Poison, Refused, Transient
 from sidecar_daemon.domain.messages import Document, Lane, LongDocuments, Settlement, Window
 from sidecar_daemon.domain.outcomes import Outcome, Verdict
 from sidecar_daemon.worker.failing import bury
@@ -34,7 +34,7 @@ class Leaser:
         """Lease until the worker stops. Raises ``Refused`` when the pipeline may not be worked on."""
         state, limits = self._state, self._state.limits
         pause = limits.poll_min
-        while await state.backlog.room(self._lane) and not state.stopping.is_set():
+        while await state.backlog.room(self._lane) and await self._world_answers():
             state.wakes[self._lane].clear()
             found = await self._lease_once()
             if found == limits.lease_messages:
@@ -45,13 +45,40 @@ class Leaser:
                 async with asyncio.timeout(pause * state.uniform(0.75, 1.25)):
                     await state.wakes[self._lane].wait()
 
+    async def _world_answers(self) -> bool:
+        """Wait while the circuit is open: a lease whose document cannot be settled would burn time, and an attempt.
+
+        Returns:
+            False once the worker stops.
+        """
+        stopping = asyncio.create_task(self._state.stopping.wait())
+        closed = asyncio.create_task(self._state.patience.closed())
+        try:
+            await asyncio.wait([stopping, closed], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopping.cancel()
+            closed.cancel()
+        return not self._state.stopping.is_set()
+
+    async def _lease(self) -> list[Lease]:
+        """Lease messages; none when the worker stops while the database is away."""
+        state, limits = self._state, self._state.limits
+        try:
+            return await state.patience(
+                lambda: state.queue.lease(self._lane, seconds=limits.lease_seconds, limit=limits.lease_messages),
+                until=state.stopping,
+            )
+        except Refused:
+            raise
+        except Transient:
+            return []
+
     async def _lease_once(self) -> int:
         """Lease, read and hand on. Returns the number of messages leased."""
         state = self._state
         started = time.monotonic()
-        leases = await state.patience(
-            lambda: state.queue.lease(self._lane, seconds=state.limits.lease_seconds, limit=state.limits.lease_messages)
-        )
+        leases = await self._lease()
+        leased = time.monotonic() - started
         state.in_flight.leases.update(leases)
         if not leases:
             return 0
@@ -64,7 +91,7 @@ class Leaser:
             part = keys[first : first + READ_AT_ONCE]
             readings = await self._read(part, by_key)
             await self._sort_out(readings, by_key)
-        state.telemetry.leased(state.pipeline.name, self._lane, len(leases), len(by_key), time.monotonic() - started)
+        state.telemetry.leased(state.pipeline.name, self._lane, len(leases), len(by_key), leased)
         return len(leases)
 
     async def _read(self, keys: list[DocumentKey], by_key: dict[DocumentKey, list[Lease]]) -> list[Reading]:

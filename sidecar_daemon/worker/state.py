@@ -28,10 +28,10 @@ if TYPE_CHECKING:
         Window,
     )
     from sidecar_daemon.domain.outcomes import Outcome
+    from sidecar_daemon.patience import Patience
     from sidecar_daemon.ports import Embedder, Queue
     from sidecar_daemon.telemetry import Telemetry
     from sidecar_daemon.worker.backlog import Backlog
-    from sidecar_daemon.worker.patience import Patience
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

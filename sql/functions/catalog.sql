@@ -11,13 +11,17 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 $$;
 
 -- Writes a model id where the pipeline has none yet. Raises SC001 where it has another one, or the model itself was
--- switched meanwhile. Locks: the pipeline's row. May call: sidecar_runtime.
+-- switched meanwhile. A walk that ran while the id was unknown could not tell another model's vectors: the walk starts
+-- again. Locks: the rows of the pipeline and of its sweep. May call: sidecar_runtime.
 CREATE OR REPLACE FUNCTION sidecar.register_model(p_pipeline text, p_model text, p_model_id text)
 RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     UPDATE sidecar.pipelines SET model_id = p_model_id, updated_at = now()
     WHERE name = p_pipeline AND model_id IS NULL AND model = p_model;
+    IF FOUND THEN
+        PERFORM sidecar.request_sweep(p_pipeline);
+    END IF;
     IF (sidecar._pipeline(p_pipeline)).model_id IS DISTINCT FROM p_model_id THEN
         RAISE EXCEPTION USING ERRCODE = 'SC001', MESSAGE = format(
             'pipeline %s needs model %s, this replica has %s; run attach again to switch the pipeline, or upgrade this '

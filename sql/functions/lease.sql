@@ -2,6 +2,8 @@
 -- Bookkeeping stands in the message under "sidecar":
 --   excused    leases that do not count as attempts
 --   accounted  read_ct of the last lease whose end is known (deferred, released) or whose run was announced (begin)
+--   ended      read_ct of the last lease that was deferred or released: a call that comes late or twice (an extension
+--              under way, an answer that was lost) finds nothing of it to hold, to excuse or to count
 -- attempt = read_ct - excused. The first unclean end of a lease counts, and makes the message a suspect. A suspect's
 -- later unclean ends count only when its run had begun: what merely waited beside the culprit is excused.
 -- Locks: row locks on the messages concerned. May call: sidecar_runtime.
@@ -74,7 +76,7 @@ BEGIN
     RETURN QUERY EXECUTE format(
         'UPDATE %s AS q SET vt = clock_timestamp() + make_interval(secs => $3) '
         'FROM unnest($1, $2) AS f (msg_id, read_ct) WHERE q.msg_id = f.msg_id AND q.read_ct = f.read_ct '
-        'RETURNING q.msg_id',
+        'AND sidecar._count(q.message, ''ended'') <> q.read_ct RETURNING q.msg_id',
         sidecar._queue_table((sidecar._pipeline(p_pipeline)).queue, p_lane)) USING p_ids, p_read_cts, p_seconds;
 END $$;
 
@@ -90,9 +92,10 @@ DECLARE
 BEGIN
     EXECUTE format(
         'UPDATE %s AS q SET vt = clock_timestamp() + make_interval(secs => f.delay), '
-        'message = sidecar._noted(q.message, jsonb_build_object(''accounted'', q.read_ct, ''error'', $4, '
+        'message = sidecar._noted(q.message, jsonb_build_object(''accounted'', q.read_ct, ''ended'', q.read_ct, ''error'', $4, '
         '''excused'', sidecar._count(q.message, ''excused'') + $5::integer)) '
-        'FROM unnest($1, $2, $3) AS f (msg_id, read_ct, delay) WHERE q.msg_id = f.msg_id AND q.read_ct = f.read_ct',
+        'FROM unnest($1, $2, $3) AS f (msg_id, read_ct, delay) WHERE q.msg_id = f.msg_id AND q.read_ct = f.read_ct '
+        'AND sidecar._count(q.message, ''ended'') <> q.read_ct',
         sidecar._queue_table((sidecar._pipeline(p_pipeline)).queue, p_lane))
     USING p_ids, p_read_cts, p_delays, p_code, p_excuse;
     GET DIAGNOSTICS v_count = ROW_COUNT;

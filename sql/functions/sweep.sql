@@ -27,7 +27,10 @@ BEGIN
         RETURN NEXT;
         RETURN;
     END IF;
-    SELECT * INTO STRICT w FROM sidecar.sweeps AS s WHERE s.pipeline = p_pipeline;
+    -- Locked: a request that comes while this window is walked must find its end, not be overwritten by it. The
+    -- pipeline is read again, because the one who held the lock may have changed or detached it.
+    SELECT * INTO w FROM sidecar.sweeps AS s WHERE s.pipeline = p_pipeline FOR UPDATE;
+    p := sidecar._pipeline(p_pipeline);
     backfill := w.backfill;
     IF w.finished_at IS NOT NULL AND w.started_at > clock_timestamp() - make_interval(secs => p_interval) THEN
         state := 'resting';

@@ -74,7 +74,7 @@ async def test_attach_your_own_table_in_five_lines(tmp_path: Path, empty_url: st
     try:
 
         async def embedded() -> bool:
-            return await table.fetchval("SELECT count(*) FROM articles_embeddings") == 2
+            return bool(await table.fetchval("SELECT count(*) FROM articles_embeddings") == 2)
 
         await eventually(embedded, 60)
         search, status = commands("search")

@@ -24,7 +24,7 @@ from sidecar_daemon.domain.messages import (
     SweepWindow,
 )
 from sidecar_daemon.domain.outcomes import Outcome
-from sidecar_daemon.telemetry import BatchSettled, LogFormat, Telemetry, configure_logging, redact
+from sidecar_daemon.telemetry import CIRCUIT_STATES, BatchSettled, LogFormat, Telemetry, configure_logging, redact
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -118,7 +118,6 @@ def test_an_outage_is_told_once_a_cause_and_summed_up() -> None:
         seen.telemetry.fault("docs", away, waiting=0.51234)
     seen.telemetry.fault("docs", Transient("starting_up", "the server is starting"), waiting=1)
     seen.telemetry.fault("docs", away, waiting=1)
-    assert seen.value("sidecar_outage", scope="docs") == 1
     seen.telemetry.recovered("docs", 12.34567)
     seen.telemetry.recovered("docs", 0)
     first, second, last = seen.lines()
@@ -130,9 +129,16 @@ def test_an_outage_is_told_once_a_cause_and_summed_up() -> None:
     assert (last["event"], last["away_seconds"], last["failed_tries"]) == ("recovered", 12.346, 5)
     assert last["codes"] == ["connection_lost", "starting_up"]
     assert seen.value("sidecar_faults_total", scope="docs", code="connection_lost") == 4
-    assert seen.value("sidecar_outage", scope="docs") == 0
     seen.telemetry.fault("docs", away, waiting=1)
     assert seen.events()[3:] == ["fault"]
+
+
+def test_a_circuit_is_in_one_state_at_a_time() -> None:
+    seen = Seen()
+    for state in ("open", "half_open", "closed"):
+        seen.telemetry.circuit("docs", state)
+        shown = {each: seen.value("sidecar_circuit_state", scope="docs", state=each) for each in CIRCUIT_STATES}
+        assert shown == {each: float(each == state) for each in CIRCUIT_STATES}
 
 
 def test_outages_of_different_scopes_do_not_hide_one_another() -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     Tensors = dict[str, NDArray[np.float32]]
 
-EXPORTER = 1
+EXPORTER = 2
 """Raise it when the graph changes: folders of an older exporter are then exported anew."""
 OPSET = 17
 """The first with LayerNormalization; every onnxruntime that we allow runs it."""
@@ -114,11 +114,8 @@ def _embeddings(graph: _Graph, tensors: Tensors, shape: Architecture) -> str:
 
 
 def _attention_mask(graph: _Graph) -> str:
-    """0 for real tokens, a very negative number for padding: ``(batch, 1, 1, tokens)``.
-
-    The spelling (two Unsqueezes, Cast, Sub, Mul) is the one that onnxruntime's attention fusion looks for.
-    """
-    rows = graph.add("Unsqueeze", graph.add("Unsqueeze", "attention_mask", graph.ints(1)), graph.ints(2))
+    """0 for real tokens, a very negative number for padding: ``(batch, 1, 1, tokens)``."""
+    rows = graph.add("Unsqueeze", "attention_mask", graph.ints(1, 2))
     real = graph.add("Cast", rows, to=graph.float_type)
     padding = graph.add("Sub", graph.constant(np.float32(1)), real)
     return graph.add("Mul", padding, graph.constant(MASKED))

@@ -10,7 +10,6 @@ import asyncpg
 
 from sidecar_daemon.adapters.postgres.errors import translated
 from sidecar_daemon.adapters.postgres.pool import Database, place_of
-from sidecar_daemon.domain.errors import Transient
 
 _SERVER = """
 SELECT pg_catalog.current_setting('server_version_num')::int AS number, pg_catalog.current_setting('server_version')

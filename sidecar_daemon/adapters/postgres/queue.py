@@ -141,7 +141,15 @@ class PostgresQueue:
                 "SELECT sidecar.extend($1, $2, $3, $4, $5)", self._pipeline, lane, ids, read_cts, seconds
             )
             held |= {(lane, row[0]) for row in rows}
-        return {lease for lease in leases if (lease.lane.value, lease.msg_id) in held}
+        newest: dict[tuple[str, int], int] = {}
+        for lease in leases:  # a message that expired may have been leased again by this very replica
+            place = (lease.lane.value, lease.msg_id)
+            newest[place] = max(lease.read_ct, newest.get(place, 0))
+        return {
+            lease
+            for lease in leases
+            if (place := (lease.lane.value, lease.msg_id)) in held and lease.read_ct == newest[place]
+        }
 
     async def defer(self, delays: Mapping[Lease, float], *, code: str) -> int:
         """See ``ports.Queue.defer``."""

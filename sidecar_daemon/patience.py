@@ -1,0 +1,113 @@
+"""Wait out the world's faults: the circuit breaker of one pipeline, or of the catalog.
+
+A step that fails by the world's fault opens the circuit: nothing new is leased. The step itself, repeated with full
+jitter, is the half-open probe; when it works, the circuit closes and no message was blamed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import TYPE_CHECKING, TypeVar
+
+from sidecar_daemon.domain.errors import Refused, SidecarError, Transient
+from sidecar_daemon.domain.retry import full_jitter
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Collection
+
+    from sidecar_daemon.telemetry import Telemetry
+
+_Result = TypeVar("_Result")
+
+BASE_SECONDS = 0.25
+CAP_SECONDS = 5.0
+
+
+class Patience:
+    """Repeats a step while the world is to blame, and tells the outage once."""
+
+    def __init__(
+        self, scope: str, telemetry: Telemetry, *, uniform: Callable[[float, float], float], clock: Callable[[], float]
+    ) -> None:
+        """Name what may be away (``scope``), and inject randomness and a monotonic clock in seconds."""
+        self._scope = scope
+        self._telemetry = telemetry
+        self._uniform = uniform
+        self._clock = clock
+        self._failing = 0
+        """Steps that are being repeated now; the circuit is closed when there is none."""
+        self._since = 0.0
+        self._closed = asyncio.Event()
+        self._closed.set()
+        self.reason: str | None = None
+        """What it is waiting for, in one line; None while steps work."""
+
+    async def closed(self) -> None:
+        """Wait until no step is failing: the gate in front of everything that would take more work in."""
+        await self._closed.wait()
+
+    async def __call__(
+        self,
+        step: Callable[[], Awaitable[_Result]],
+        *,
+        raising: Collection[str] = (),
+        until: asyncio.Event | None = None,
+    ) -> _Result:
+        """Run a step until it works.
+
+        Args:
+            step: one call of the database; it bears being repeated.
+            raising: codes of the world's faults that the caller deals with.
+            until: once set, the step is not repeated any more.
+
+        Raises:
+            SidecarError: ``Refused``, ``Poison``, ``Fatal``, and an error named in ``raising``, at once; any other
+                ``Transient`` only after ``until`` was set.
+        """
+        attempt = 0
+        answered = False
+        try:
+            while True:
+                try:
+                    result = await step()
+                except Transient as error:
+                    if isinstance(error, Refused) or error.code in raising or (until is not None and until.is_set()):
+                        raise
+                    attempt += 1
+                    await self._wait(attempt, error, until)
+                else:
+                    answered = True
+                    return result
+        except SidecarError as error:
+            answered = not isinstance(error, Transient) or isinstance(error, Refused)
+            raise
+        finally:
+            if attempt:
+                self._close(answered=answered)
+
+    async def _wait(self, attempt: int, error: Transient, until: asyncio.Event | None) -> None:
+        """Open the circuit, wait with full jitter, and leave it half open for the next try."""
+        if attempt == 1:
+            self._since = self._since if self._failing else self._clock()
+            self._failing += 1
+            self._closed.clear()
+        self.reason = str(error)
+        delay = full_jitter(attempt, base=BASE_SECONDS, cap=CAP_SECONDS, uniform=self._uniform)
+        self._telemetry.fault(self._scope, error, waiting=delay)
+        self._telemetry.circuit(self._scope, "open")
+        with suppress(TimeoutError):
+            async with asyncio.timeout(delay):
+                await (until or asyncio.Event()).wait()
+        self._telemetry.circuit(self._scope, "half_open")
+
+    def _close(self, *, answered: bool) -> None:
+        """One step is through. The last one closes the circuit; the outage is over when the database answered."""
+        self._failing -= 1
+        if self._failing:
+            return
+        self._closed.set()
+        self.reason = None
+        self._telemetry.circuit(self._scope, "closed")
+        if answered:
+            self._telemetry.recovered(self._scope, self._clock() - self._since)
