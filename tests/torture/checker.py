@@ -43,8 +43,23 @@ def expected_rows(text: str, policy: str) -> Rows:
 class Checker:
     """Checks one arena after its fault."""
 
-    def __init__(self, arena: Arena, client: Client | None = None, *, poison: Mapping[str, str] | None = None) -> None:
-        """Bind an arena; ``poison`` names the planted dead letters, key to reason (empty: any reason)."""
+    def __init__(
+        self,
+        arena: Arena,
+        client: Client | None = None,
+        *,
+        poison: Mapping[str, str] | None = None,
+        maybe: Collection[str] = (),
+    ) -> None:
+        """Bind an arena.
+
+        Args:
+            arena: to check.
+            client: whose log goes into histories.
+            poison: the planted dead letters, key to reason (empty: any reason).
+            maybe: keys that may be dead or not.
+        """
+        self._maybe = frozenset(maybe)
         self._arena = arena
         self._client = client
         self._poison = dict(poison or {})
@@ -140,6 +155,8 @@ class Checker:
         for row in dead:
             key = row["document_id"]
             seen[key] = row["reason"]
+            if key in self._maybe:
+                continue
             if key not in self._poison:
                 message = f"{name}: innocent document {key} is dead: {row['reason']}: {row['detail']}"
                 found.append(Violation("I6", message, Kind.INNOCENT, key))

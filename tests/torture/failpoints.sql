@@ -7,10 +7,16 @@ CREATE FUNCTION audit.pause() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER 
 BEGIN
     IF EXISTS (SELECT FROM audit.armed WHERE point = TG_ARGV[0]) THEN
         PERFORM pg_advisory_xact_lock_shared(4711, 0);
-        PERFORM pg_sleep(30);
+        FOR i IN 1 .. 1000 LOOP  -- until it is killed, or told to go on
+            EXIT WHEN EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND classid = 4711 AND objid = 1);
+            PERFORM pg_sleep(0.03);
+        END LOOP;
     END IF;
     RETURN NULL;
 END $$;
+
+-- Lets whoever waits go on, for as long as the session of the caller lasts.
+CREATE FUNCTION audit.go_on() RETURNS void LANGUAGE sql AS $$ SELECT pg_advisory_lock(4711, 1) $$;
 
 -- lock: the documents are locked and their hashes read; upsert: vectors are written; ack: messages are deleted;
 -- commit: everything is done but the commit itself.

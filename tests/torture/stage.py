@@ -101,6 +101,10 @@ async def stage(
                 await fleet.ensure()
                 on.report.violations += await Checker(arena, client, poison=on.poison).everything()
                 on.report.violations += await piled_up(arena, fleet.replicas)
+            except Exception as error:
+                for replica in fleet.replicas:
+                    error.add_note("\n".join([f"replica {replica.slot}:", *_tail(replica.log())]))
+                raise
             finally:
                 stop.set()
                 over.set()

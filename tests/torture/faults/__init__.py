@@ -16,9 +16,11 @@ from tests.torture.faults import (
     t08_abort,
     t09_duplicates,
     t10_hot,
+    t12_interleavings,
     t13_world,
     t15_terminate,
 )
+from tests.torture.scenes import SCENES
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -50,6 +52,7 @@ FAULTS = {
     "T8": Fault(t08_abort.run, ci=1, full=50),
     "T9": Fault(t09_duplicates.run, ci=5, full=10),
     "T10": Fault(t10_hot.run, ci=20, full=600),
+    "T12": Fault(t12_interleavings.run, ci=len(SCENES), full=len(SCENES)),
     "T13": Fault(t13_world.run, ci=1, full=10),
     "T15": Fault(t15_terminate.run, ci=10, full=300),
 }
