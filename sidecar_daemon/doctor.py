@@ -162,7 +162,12 @@ async def _grants(inspection: Inspection, role: str) -> Check:
     if not forbidden:
         return Check("grants", State.OK, f"{role} may call what the daemon calls")
     some = ", ".join(forbidden[:3]) + (", …" if len(forbidden) > 3 else "")
-    return Check("grants", State.FAIL, f"{role} may not call sidecar.{some}", f'GRANT sidecar_runtime TO "{role}"')
+    return Check(
+        "grants",
+        State.FAIL,
+        f"{role} may not call sidecar.{some}",
+        f'as the owner run: GRANT sidecar_runtime TO "{role}"',
+    )
 
 
 async def _listen(settings: Settings) -> Check:
@@ -206,7 +211,9 @@ async def _parts(inspection: Inspection, pipeline: Pipeline) -> Check:
         name=pipeline.name, source=pipeline.source, embeddings=pipeline.embeddings, queue=pipeline.queue
     )
     again = f"sidecar-daemon detach {pipeline.name}, then attach again"
-    enable = f"ALTER TABLE {pipeline.source} ENABLE TRIGGER ALL, then sidecar-daemon sweep {pipeline.name}"
+    enable = (
+        f"as the owner run: ALTER TABLE {pipeline.source} ENABLE TRIGGER ALL, then sidecar-daemon sweep {pipeline.name}"
+    )
     faults = (
         (not parts.source, "its source table is gone", f"sidecar-daemon detach {pipeline.name}"),
         (not parts.embeddings, f"its table of vectors {pipeline.embeddings} is gone", again),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
-_FEWEST_WORDS = 3
+_FEWEST_WORDS = 4
 _NO_LIBRARY = frozenset({"test", "tests", "idlelib", "lib2to3", "__pycache__", "idle_test", "site-packages"})
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "docstrings.sidecar-daemon")
 

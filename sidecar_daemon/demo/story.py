@@ -110,7 +110,7 @@ class Story:
                     "stalled", f"{waiting} messages wait and nothing moves; the daemon's log: {self._daemon.log}"
                 )
             self._shown.progress(_progress(first, waiting, now - began))
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.25)
         seconds = time.monotonic() - began
         status = await self._status()
         if status.embedded < status.documents:

@@ -257,10 +257,9 @@ async def test_an_old_vector_is_refused(empty_url: str, sql_dir: Path) -> None:
     assert "extension vector 0.6.2 in schema public is too old" in await refusal(empty_url, sql_dir)
 
 
-async def test_the_owner_can_do_nothing_beyond_its_own_schema(database_url: str) -> None:
+async def test_the_owner_can_do_nothing_beyond_its_own_schema_and_the_queues(database_url: str) -> None:
     question = (
-        "SELECT has_schema_privilege('sidecar_owner', 'pgmq', 'CREATE') "
-        "OR has_schema_privilege('sidecar_owner', 'public', 'CREATE') "
+        "SELECT has_schema_privilege('sidecar_owner', 'public', 'CREATE') "
         "OR has_database_privilege('sidecar_owner', current_database(), 'CREATE')"
     )
     assert await ask(database_url, question) is False

@@ -50,7 +50,8 @@ AND NOT (pg_catalog.has_schema_privilege(n.oid, 'USAGE') AND pg_catalog.has_func
 ORDER BY 1
 """
 _SOURCE = """
-SELECT pg_catalog.to_regclass($1) IS NOT NULL AS source, pg_catalog.to_regclass($2) IS NOT NULL AS embeddings,
+SELECT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = pg_catalog.to_regclass($1)) AS source,
+    EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = pg_catalog.to_regclass($2)) AS embeddings,
     (SELECT pg_catalog.count(*) FROM pg_catalog.pg_trigger t WHERE t.tgrelid = pg_catalog.to_regclass($1)
      AND t.tgname = ANY ($3)) AS triggers,
     (SELECT pg_catalog.count(*) FROM pg_catalog.pg_trigger t WHERE t.tgrelid = pg_catalog.to_regclass($1)

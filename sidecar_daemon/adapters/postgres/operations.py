@@ -29,6 +29,8 @@ SELECT pg_catalog.format('%I.%I', n.nspname, c.relname) AS source,
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE c.oid = pg_catalog.to_regclass($1)
 """
+_NO_NAME = frozenset({"invalid_name", "postgres_syntax", "stale_catalog"})
+"""What the server says to a text that is no table's name; the last one to the name of another database."""
 _ALIKE = """
 SELECT pg_catalog.format('%I.%I', n.nspname, c.relname) FROM pg_catalog.pg_class c
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -234,10 +236,9 @@ class PostgresOperations:
         try:
             rows = await self._database.call(_RESOLVE, source)
         except SidecarError as error:
-            if error.code in {"invalid_name", "syntax_error", "postgres_syntax"} or "name" in str(error):
-                rows = []
-            else:
+            if error.code not in _NO_NAME:
                 raise
+            rows = []
         if rows:
             return str(rows[0]["source"]), str(rows[0]["name"])
         alike = await self._database.fetch_value(_ALIKE, source.rpartition(".")[2].strip('"'))

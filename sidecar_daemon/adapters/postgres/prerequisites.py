@@ -145,12 +145,18 @@ async def choose_owner(connection: asyncpg.Connection, warnings: list[str]) -> s
 
 
 async def grant_to_owner(connection: asyncpg.Connection, owner: str, vector_schema: str, warnings: list[str]) -> None:
-    """Give the owner what its functions use of the extensions: both schemas, and the list of queues."""
+    """Give the owner what its functions use of the extensions: both schemas, and the list of queues.
+
+    Making and dropping queues is part of ``attach`` and ``detach``, which members of the owner run as themselves.
+    """
     who = quoted(owner)
     for check, target, statement in (
         ("has_schema_privilege($1, $2, 'USAGE')", vector_schema, f"GRANT USAGE ON SCHEMA {quoted(vector_schema)}"),
         ("has_schema_privilege($1, $2, 'USAGE')", "pgmq", "GRANT USAGE ON SCHEMA pgmq"),
+        ("has_schema_privilege($1, $2, 'CREATE')", "pgmq", "GRANT CREATE ON SCHEMA pgmq"),
         ("has_table_privilege($1, $2, 'SELECT')", "pgmq.meta", "GRANT SELECT ON pgmq.meta"),
+        ("has_table_privilege($1, $2, 'INSERT')", "pgmq.meta", "GRANT INSERT ON pgmq.meta"),
+        ("has_table_privilege($1, $2, 'DELETE')", "pgmq.meta", "GRANT DELETE ON pgmq.meta"),
     ):
         held = f"SELECT pg_catalog.{check}"
         if await connection.fetchval(held, owner, target):

@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import asyncpg
 import numpy as np
 from pgvector.asyncpg import register_vector
 from prometheus_client.parser import text_string_to_metric_families
@@ -17,6 +16,7 @@ from tests.waiting import eventually
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    import asyncpg
     from numpy.typing import NDArray
 
     from sidecar_daemon.ports import Embedder

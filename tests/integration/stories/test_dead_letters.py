@@ -42,7 +42,7 @@ HOSTILE = [
     '{"document_id": "1", "sidecar": {"excused": -5, "accounted": 1e300, "error": ["a"]}}',
     '{"document_id": 1, "sidecar": {"excused": 99999999999999999999, "accounted": {}}}',
     '{"document_id": 1, "sidecar": 7, "action": {"a": 1}}',
-    '{"document_id": " 1 ", "sidecar": [], "detail": "''"}',
+    '{"document_id": " 1 ", "sidecar": [], "detail": ""}',
 ]
 
 
@@ -138,7 +138,8 @@ async def test_a_document_that_cannot_be_stored_fails_alone_and_is_replayed_with
     story = await world.attach("picky", "body")
     await world.sql(f"ALTER TABLE {story.embeddings} ADD CONSTRAINT no_nonsense CHECK (source_text <> 'nonsense')")
     await world.sql(
-        "INSERT INTO picky SELECT i, CASE i WHEN 5 THEN 'nonsense' ELSE 'sense ' || i END FROM generate_series(1, 9) AS i"
+        "INSERT INTO picky SELECT i, CASE i WHEN 5 THEN 'nonsense' ELSE 'sense ' || i END "
+        "FROM generate_series(1, 9) AS i"
     )
     for key in (1, 2, 3, 4, 6, 7, 8, 9):
         await story.holds(key, f"sense {key}")

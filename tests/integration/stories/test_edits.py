@@ -180,4 +180,5 @@ async def test_text_is_not_kept_where_the_pipeline_keeps_none(world: World) -> N
     found = await world.pool.fetchrow(
         "SELECT * FROM sidecar.search($1, $2)", story.name, (await story.rows(1))[0]["embedding"]
     )
+    assert found is not None
     assert found["source_text"] == "between us", "search shows the document's own text instead"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -83,7 +84,7 @@ async def test_the_sweep_leaves_a_dead_letter_alone_until_its_document_changes(s
     walk = "SELECT started_at FROM sidecar.sweeps WHERE pipeline = 'hopeless' AND finished_at IS NOT NULL"
     for _ in range(2):  # two whole walks from now on
         before = await world.pool.fetchval("SELECT clock_timestamp()")
-        await world.daemon.wait_for(lambda since=before: _after(world, walk, since), what="another walk")
+        await world.daemon.wait_for(partial(_after, world, walk, before), what="another walk")
     assert [each["id"] for each in await story.dead(1)] == [letter["id"]]
     assert await story.metric("sidecar_dead_lettered_total") == 1
     assert await story.metric("sidecar_sweep_enqueued_total") == 0

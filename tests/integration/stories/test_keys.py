@@ -11,7 +11,20 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 
-ODD_KEYS = ["plain", "it's", 'say "hi"', "two  spaces ", " ", "", "a/b\\c", "naïve-日本-🙂", "{1,2}", "NULL", "%s $1", "x" * 500]
+ODD_KEYS = [
+    "plain",
+    "it's",
+    'say "hi"',
+    "two  spaces ",
+    " ",
+    "",
+    "a/b\\c",
+    "naïve-日本-🙂",
+    "{1,2}",
+    "NULL",
+    "%s $1",
+    "x" * 500,
+]
 
 
 async def test_bigint_keys_up_to_the_last(world: World) -> None:
@@ -73,7 +86,9 @@ async def test_a_foreign_key_too_long_for_its_type_names_no_document(world: Worl
     await world.sql("INSERT INTO short VALUES ('abcdefgh', 'as it was')")
     await story.holds("abcdefgh", "as it was")
     await world.sql(
-        "ALTER TABLE short DISABLE TRIGGER USER", "UPDATE short SET body = 'unseen'", "ALTER TABLE short ENABLE TRIGGER USER"
+        "ALTER TABLE short DISABLE TRIGGER USER",
+        "UPDATE short SET body = 'unseen'",
+        "ALTER TABLE short ENABLE TRIGGER USER",
     )
     await story.send('{"document_id": "abcdefghi"}')
     await story.quiet()

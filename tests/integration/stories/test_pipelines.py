@@ -105,7 +105,10 @@ async def test_a_change_of_the_content_columns_embeds_everything_anew(world: Wor
 
 
 async def test_a_pipeline_whose_model_nobody_has_is_refused_and_the_others_go_on(world: World) -> None:
-    await world.sql("CREATE TABLE unserved (id bigint PRIMARY KEY, body text)", "CREATE TABLE served (id bigint PRIMARY KEY, body text)")
+    await world.sql(
+        "CREATE TABLE unserved (id bigint PRIMARY KEY, body text)",
+        "CREATE TABLE served (id bigint PRIMARY KEY, body text)",
+    )
     served = await world.attach("served", "body")
     await world.declare("unserved", "body", model="no-such-model")
     await world.daemon.wait_for(lambda: told(world, "pipeline_refused", "unserved"), what="the refusal")

@@ -1,0 +1,78 @@
+"""The real command line as a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+ROOT = Path(__file__).resolve().parents[1]
+MODELS = ROOT / ".sidecar" / "models"
+"""Where every test of this checkout keeps pulled models."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A command that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """What it printed, parsed; fails with its complaint when it failed."""
+        assert self.code == 0, self.err
+        return json.loads(self.out)
+
+
+async def launch(
+    arguments: Sequence[str], settings: Mapping[str, str], *, cwd: Path | str | None = None, stdin: int | None = None
+) -> asyncio.subprocess.Process:
+    """Start ``python -m sidecar_daemon`` with nothing of ours in its environment but these settings.
+
+    Args:
+        arguments: of the command.
+        settings: by name without the prefix, ``{"THREADS": "1"}``.
+        cwd: its working directory.
+        stdin: a file descriptor; None for none.
+    """
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("SIDECAR_")}
+    ours = {"MODELS_DIR": str(MODELS), **settings}
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "sidecar_daemon", *arguments),
+        stdin=asyncio.subprocess.DEVNULL if stdin is None else stdin,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        cwd=cwd,
+        env=kept | {f"SIDECAR_{name}": value for name, value in ours.items()} | {"PYTHONPATH": str(ROOT)},
+    )
+
+
+async def start(
+    *arguments: str, database_url: str | None = None, cwd: Path | str | None = None, **settings: str
+) -> asyncio.subprocess.Process:
+    """Start a command; the settings are named without their prefix, ``THREADS="1"``. See ``launch``."""
+    url = {} if database_url is None else {"DATABASE_URL": database_url}
+    return await launch(arguments, {**url, **settings}, cwd=cwd)
+
+
+async def ended(process: asyncio.subprocess.Process) -> Finished:
+    """Wait for the end of a command that was started."""
+    out, err = await process.communicate()
+    assert process.returncode is not None
+    return Finished(process.returncode, out.decode(), err.decode())
+
+
+async def sidecar(
+    *arguments: str, database_url: str | None = None, cwd: Path | str | None = None, **settings: str
+) -> Finished:
+    """Run a command to its end; see ``start``."""
+    return await ended(await start(*arguments, database_url=database_url, cwd=cwd, **settings))

@@ -1,0 +1,300 @@
+"""Every command on a real database, through the real command line."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pty
+import signal
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sidecar_daemon.cli import run_command_line
+from tests.command_line import MODELS, ROOT, Finished, ended, launch, sidecar, start
+from tests.conftest import admin
+from tests.daemon import Daemon
+from tests.waiting import eventually
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import asyncpg
+
+LANE = {"depth": 0, "in_flight": 0, "oldest_seconds": 0.0}
+
+
+@pytest.fixture
+async def notes(database_url: str) -> str:
+    """A database with three rows of ``notes`` (one blank), attached with the tiny model."""
+    admin(
+        database_url,
+        "CREATE TABLE notes (id int PRIMARY KEY, body text)",
+        "INSERT INTO notes VALUES (1, 'one fish'), (2, 'two fish'), (3, '  ')",
+    )
+    assert (await sidecar("models", "pull", "tiny")).code == 0
+    assert (await sidecar("attach", "notes", "body", "--model", "tiny", database_url=database_url)).code == 0
+    return database_url
+
+
+async def plant_dead_letters(url: str, connection: asyncpg.Connection, count: int) -> list[int]:
+    """Put messages of a foreign shape through a daemon; the ids of the dead letters."""
+    for number in range(count):
+        await connection.execute("SELECT pgmq.send('notes', $1::jsonb)", json.dumps({"foreign": number}))
+    async with Daemon(url, MODELS):
+        await eventually(lambda: connection.fetchval("SELECT count(*) = $1 FROM sidecar.dead_letters", count), 60)
+    return [row[0] for row in await connection.fetch("SELECT id FROM sidecar.dead_letters ORDER BY id")]
+
+
+async def test_migrate_says_what_it_did_and_then_that_there_is_nothing_to_do(empty_url: str) -> None:
+    first = await sidecar("migrate", database_url=empty_url)
+    assert first.code == 0
+    assert "applied 0001_pipelines" in first.out
+    again = (await sidecar("migrate", "--json", database_url=empty_url)).json
+    assert again["version"] >= 1
+    assert f"schema version {again['version']}: nothing to do" in again["lines"]
+
+
+async def test_attach_pins_the_model_and_says_what_comes_next(database_url: str, tmp_path: Path) -> None:
+    admin(database_url, "CREATE TABLE notes (id int PRIMARY KEY, body text)")
+    first = await sidecar(
+        "attach", "notes", "body", "--model", "tiny", database_url=database_url, MODELS_DIR=str(tmp_path)
+    )
+    assert first.code == 0
+    assert "notes: created" in first.out
+    for step in ("models pull tiny", "sidecar-daemon run", "sidecar-daemon status", "sidecar-daemon search notes"):
+        assert step in first.out
+    again = await sidecar("attach", "notes", "body", "--model", "tiny", "--json", database_url=database_url)
+    models = {model["name"]: model["model_id"] for model in (await sidecar("models", "list", "--json")).json}
+    assert again.json == {
+        "name": "notes",
+        "source": "public.notes",
+        "embeddings": "public.notes_embeddings",
+        "queue": "notes",
+        "model": models["tiny"],
+        "change": "unchanged",
+    }
+
+
+async def test_attach_options_and_quoted_names(database_url: str, connection: asyncpg.Connection) -> None:
+    admin(database_url, 'CREATE TABLE "My Docs" ("Doc Id" text NOT NULL UNIQUE, "Title" text, "Body" text)')
+    options = ("--key", "Doc Id", "--name", "docs", "--embeddings", "vectors", "--queue", "docs_queue")
+    flags = ("--long-documents", "chunks", "--no-store-text", "--no-index", "--model", "tiny")
+    made = await sidecar(
+        "attach", 'public."My Docs"', "Title", "Body", *options, *flags, "--json", database_url=database_url
+    )
+    assert made.json["name"] == "docs"
+    assert made.json["source"] == 'public."My Docs"'
+    row = await connection.fetchrow("SELECT * FROM sidecar.pipelines WHERE name = 'docs'")
+    assert row is not None
+    assert (row["key_column"], row["content_columns"], row["queue"]) == ("Doc Id", ["Title", "Body"], "docs_queue")
+    assert (row["long_documents"], row["store_text"], row["dimensions"]) == ("chunks", False, 32)
+    assert await connection.fetchval("SELECT to_regclass('public.vectors') IS NOT NULL")
+    assert not await connection.fetchval("SELECT count(*) FROM pg_indexes WHERE indexdef LIKE '%hnsw%'")
+
+
+async def test_attach_create_makes_the_standard_table(database_url: str, connection: asyncpg.Connection) -> None:
+    made = (await sidecar("attach", "--create", "--model", "tiny", "--json", database_url=database_url)).json
+    assert made["name"] == "source_documents"
+    assert made["embeddings"] == "public.document_embeddings"
+    assert made["queue"] == "embedding_queue"
+    assert made["change"] == "created"
+    columns = "SELECT attname FROM pg_attribute WHERE attrelid = $1::text::regclass AND attnum = 1"
+    assert await connection.fetchval(columns, "public.document_embeddings") == "document_id"
+
+
+async def test_status_has_the_documented_shape(notes: str) -> None:
+    shown = (await sidecar("status", "--json", database_url=notes)).json
+    (pipeline,) = shown["pipelines"]
+    assert pipeline.pop("model").startswith("tiny@")
+    assert shown == {
+        "pipelines": [
+            {
+                "name": "notes",
+                "source": "public.notes",
+                "embeddings": "public.notes_embeddings",
+                "enabled": True,
+                "queue": {"live": LANE, "bulk": LANE, "dead": 0},
+                "documents": 2,
+                "embedded": 0,
+                "stale": 0,
+                "missing": 2,
+                "coverage": 0.0,
+            }
+        ]
+    }
+    table = await sidecar("status", database_url=notes)
+    assert "public.notes" in table.out
+
+
+async def test_status_without_a_pipeline(database_url: str) -> None:
+    assert (await sidecar("status", "--json", database_url=database_url)).json == {"pipelines": []}
+    assert "attach a table" in (await sidecar("status", database_url=database_url)).out
+
+
+async def test_sweep_finds_what_is_missing(notes: str) -> None:
+    swept = (await sidecar("sweep", "notes", "--json", database_url=notes, SWEEP_ROWS="1")).json
+    assert swept == {
+        "finished": True,
+        "scanned": 3,
+        "missing": 2,
+        "outdated": 0,
+        "wrong_model": 0,
+        "surplus": 0,
+        "enqueued": 2,
+    }
+    again = await sidecar("sweep", "notes", database_url=notes)
+    assert "3 rows scanned, 0 enqueued" in again.out  # what waits in a lane is not sent again
+    depth = (await sidecar("status", "--json", database_url=notes)).json["pipelines"][0]["queue"]["bulk"]["depth"]
+    assert depth == 2
+
+
+async def test_sweep_beside_a_running_daemon_tells_the_whole_walk(notes: str) -> None:
+    async with Daemon(notes, MODELS, {"POLL_MAX": "0.2"}):
+        swept = (await sidecar("sweep", "notes", "--json", database_url=notes)).json
+        assert swept["finished"]
+        assert swept["scanned"] == 3
+
+
+async def test_sweep_waits_for_the_replica_that_walks(notes: str, connection: asyncpg.Connection) -> None:
+    lock = "hashtextextended('sweep' || chr(31) || 'notes', 8088)"
+    await connection.execute(f"SELECT pg_advisory_lock({lock})")
+    process = await start("sweep", "notes", "--json", database_url=notes)
+    assert process.stderr is not None
+    assert await process.stderr.readline() == b"another replica walks this pipeline; waiting for it\n"
+    await connection.execute(f"SELECT pg_advisory_unlock({lock})")
+    finished = await ended(process)
+    assert finished.json["scanned"] == 3
+    assert finished.err == ""
+
+
+async def test_pause_and_resume(notes: str) -> None:
+    paused = await sidecar("pause", "notes", "--json", database_url=notes)
+    assert paused.json == {"pipeline": "notes", "enabled": False, "changed": True}
+    assert "was already paused" in (await sidecar("pause", "notes", database_url=notes)).out
+    assert "paused" in (await sidecar("status", database_url=notes)).out
+    swept = await sidecar("sweep", "notes", database_url=notes)
+    assert (swept.code, swept.err) == (1, "error: pipeline notes is paused\n")
+    assert (await sidecar("resume", "notes", "--json", database_url=notes)).json["changed"] is True
+
+
+async def test_search_finds_the_nearest(notes: str, connection: asyncpg.Connection) -> None:
+    async with Daemon(notes, MODELS):
+        await eventually(lambda: connection.fetchval("SELECT count(*) = 2 FROM notes_embeddings"), 60)
+    found = (await sidecar("search", "notes", "two fish", "-k", "1", "--json", database_url=notes)).json
+    assert found == [{"key": "2", "chunk_no": 0, "similarity": pytest.approx(1.0), "source_text": "two fish"}]
+    assert "two fish" in (await sidecar("search", "notes", "two fish", database_url=notes)).out
+    long = "fish and chips " * 200
+    assert len((await sidecar("search", "notes", long, "--json", database_url=notes)).json) == 2
+
+
+async def test_dead_letters_are_listed_shown_replayed_and_purged(notes: str, connection: asyncpg.Connection) -> None:
+    assert (await sidecar("dead-letters", "list", "notes", "--json", database_url=notes)).json == []
+    first, second, third = await plant_dead_letters(notes, connection, 3)
+    listed = (await sidecar("dead-letters", "list", "notes", "--json", database_url=notes)).json
+    assert [letter["id"] for letter in listed] == [first, second, third]
+    assert {letter["reason"] for letter in listed} == {"malformed"}
+    table = await sidecar("dead-letters", "list", "notes", database_url=notes)
+    assert len(table.out.splitlines()) == 4
+
+    shown = (await sidecar("dead-letters", "show", "notes", str(second), "--json", database_url=notes)).json
+    assert shown == listed[1]
+    assert json.loads(shown["message"])["foreign"] == 1
+    assert '"foreign": 1' in (await sidecar("dead-letters", "show", "notes", str(second), database_url=notes)).out
+
+    replayed = await sidecar("dead-letters", "replay", "notes", str(first), "--json", database_url=notes)
+    assert replayed.json == {"pipeline": "notes", "replayed": 1}
+    purged = await sidecar("dead-letters", "purge", "notes", "--all", "--json", database_url=notes)
+    assert purged.json == {"pipeline": "notes", "purged": 2}
+    queue = (await sidecar("status", "--json", database_url=notes)).json["pipelines"][0]["queue"]
+    assert (queue["live"]["depth"], queue["dead"]) == (1, 0)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+async def test_detach_drops_the_vectors_unless_told_otherwise(
+    notes: str, connection: asyncpg.Connection, keep: bool
+) -> None:
+    flags = ["--keep-embeddings"] if keep else []
+    done = await sidecar("detach", "notes", "--yes", *flags, "--json", database_url=notes)
+    assert done.json == {"pipeline": "notes", "embeddings": "public.notes_embeddings", "kept": keep}
+    assert await connection.fetchval("SELECT to_regclass('public.notes_embeddings') IS NOT NULL") is keep
+    assert await connection.fetchval("SELECT count(*) FROM notes") == 3
+    assert (await sidecar("status", "--json", database_url=notes)).json == {"pipelines": []}
+
+
+@pytest.mark.parametrize(("answer", "code", "left"), [("y\n", 0, 0), ("n\n", 130, 1)])
+async def test_detach_asks_on_a_terminal(notes: str, answer: str, code: int, left: int) -> None:
+    ours, theirs = pty.openpty()
+    try:
+        process = await launch(["detach", "notes"], {"DATABASE_URL": notes}, stdin=theirs)
+        os.write(ours, answer.encode())
+        finished = await ended(process)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert finished.code == code, finished
+    assert "the vectors in public.notes_embeddings" in finished.err
+    assert len((await sidecar("status", "--json", database_url=notes)).json["pipelines"]) == left
+
+
+async def test_models_are_listed_pulled_and_verified(tmp_path: Path) -> None:
+    here = str(tmp_path / "models")
+
+    async def states() -> dict[str, Any]:
+        return {
+            each["name"]: each["state"] for each in (await sidecar("models", "list", "--json", MODELS_DIR=here)).json
+        }
+
+    assert await states() == dict.fromkeys(("all-minilm-l6-v2", "gte-small", "tiny"), "model_missing")
+    assert "no model is pulled" in (await sidecar("models", "verify", MODELS_DIR=here)).out
+    pulled = await sidecar("models", "pull", "tiny", "--json", MODELS_DIR=here)
+    assert pulled.json["source"] == "seed"
+    assert "exporting" in pulled.err
+    assert (await sidecar("models", "pull", "tiny", "--json", MODELS_DIR=here)).json["source"] == "present"
+    assert (await states())["tiny"] == "pulled"
+    (verified,) = (await sidecar("models", "verify", "--json", MODELS_DIR=here)).json
+    assert (verified["name"], verified["state"]) == ("tiny", "pulled")
+    missing = await sidecar("models", "verify", "gte-small", MODELS_DIR=here)
+    assert missing.code == 1
+
+
+async def test_without_a_command_the_daemon_runs(notes: str) -> None:
+    async with Daemon(notes, MODELS) as daemon:
+        assert await daemon.terminate() == 0
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("run", "migrate", "attach", "detach", "status", "search", "sweep", "pause", "resume", "doctor", "demo"),
+        *("dead-letters list", "dead-letters show", "dead-letters replay", "dead-letters purge"),
+        *("models list", "models pull", "models verify"),
+    ],
+)
+def test_every_command_helps_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command_line([*command.split(), "--help"]) == 0
+    epilog = capsys.readouterr().out.split("Example")[1]
+    assert f"sidecar-daemon {command}" in " ".join(epilog.split())
+
+
+async def test_ctrl_c_is_quiet(notes: str, connection: asyncpg.Connection) -> None:
+    waits = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'sidecar.schema_migrations'::regclass"
+    async with connection.transaction():
+        await connection.execute("LOCK TABLE sidecar.schema_migrations IN ACCESS EXCLUSIVE MODE")
+        process = await start("status", database_url=notes)
+        await eventually(lambda: connection.fetchval(waits), 60)
+        process.send_signal(signal.SIGINT)
+        assert await ended(process) == Finished(130, "", "")
+
+
+async def test_a_reader_that_stops_reading_is_no_error(notes: str) -> None:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("SIDECAR_")}
+    process = await asyncio.create_subprocess_shell(
+        f'"{sys.executable}" -m sidecar_daemon --help | true',
+        stderr=asyncio.subprocess.PIPE,
+        env=kept | {"SIDECAR_DATABASE_URL": notes, "PYTHONPATH": str(ROOT)},
+    )
+    _, err = await process.communicate()
+    assert err == b""
