@@ -184,13 +184,13 @@ class Supervisor:
         """Drain crews, all at once."""
         for post in posts:
             post.crew.worker.stop()
-        results = await asyncio.gather(*[post.task for post in posts], return_exceptions=True)
+        if posts:  # wait, not gather: when this call is cancelled because the daemon stops, the crews drain on
+            await asyncio.wait([post.task for post in posts])
         for post in posts:
             self._posts.pop(post.pipeline.name, None)
             self._telemetry.pipeline_stopped(post.pipeline.name, reason)
-        for result in results:
-            if isinstance(result, Exception):
-                raise result
+        for post in posts:
+            post.task.result()
 
     def _refuse(self, name: PipelineName, reason: str) -> None:
         self._refusals[name] = reason

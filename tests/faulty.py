@@ -58,15 +58,17 @@ class FaultyQueue:
         self._broken: dict[str, Exception] = {}
         self.calls: list[tuple[str, Any]] = []
         """Name and first argument of every call."""
+        self.under_way = 0
+        """Calls that the database has not answered yet."""
 
     def fail(self, name: str, error: Exception, *, times: int = 1, after: bool = False) -> None:
         """Make the next calls fail, before or after the database did its part."""
         self._faults[name].extend(_Fault(error=error, after=after) for _ in range(times))
 
-    def hold(self, name: str, *, after: bool = False) -> Gate:
-        """Make the next call wait at a gate."""
+    def hold(self, name: str, *, after: bool = False, error: Exception | None = None) -> Gate:
+        """Make the next call wait at a gate, and fail behind it where an error is given."""
         gate = Gate()
-        self._faults[name].append(_Fault(gate=gate, after=after))
+        self._faults[name].append(_Fault(error=error, gate=gate, after=after))
         return gate
 
     def cut(self, error: Exception, *names: str) -> None:
@@ -124,7 +126,11 @@ class FaultyQueue:
         fault = self._faults[name].popleft() if self._faults[name] else _Fault()
         if not fault.after:
             await _strike(fault)
-        answer = await call()
+        self.under_way += 1
+        try:
+            answer = await call()
+        finally:
+            self.under_way -= 1
         if fault.after:
             await _strike(fault)
         return answer

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
-import random
 import time
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +33,8 @@ from sidecar_daemon.worker import Patience, Worker, WorkerLimits
 from tests.deterministic import DeterministicEmbedder
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, MutableMapping, Sequence
+    from collections.abc import AsyncIterator, Mapping, MutableMapping
+    from concurrent.futures import ThreadPoolExecutor
 
     from sidecar_daemon.adapters.postgres.pool import Database
     from sidecar_daemon.domain.messages import Lease, Settled
@@ -134,10 +134,13 @@ class Rig:
         return {row["id"]: row["source_text"] for row in await self.vectors()}
 
     async def assert_true(self) -> None:
-        """Every vector is the model's answer to the current text, and every text has one."""
+        """Every vector is the model's answer to the current text, and every text has one or a dead letter."""
+        dead = [row["document_id"] for row in await self.dead()]
         rows = await self.connection.fetch(
             "SELECT d.id, d.body, e.embedding, e.source_text_hash = md5(d.body) AS current FROM docs AS d "
-            "FULL JOIN docs_embeddings AS e USING (id) WHERE btrim(coalesce(d.body, 'x')) <> ''"
+            "FULL JOIN docs_embeddings AS e USING (id) WHERE btrim(coalesce(d.body, 'x')) <> '' "
+            "AND (e.id IS NOT NULL OR d.id::text <> ALL (array_remove($1::text[], NULL)))",
+            dead,
         )
         for row in rows:
             assert row["current"], f"document {row['id']} has no vector of its current text"
@@ -147,12 +150,16 @@ class Rig:
                     row["embedding"].to_numpy(), self.embedder.embed([windows[0].ids])[0], atol=1e-5
                 )
 
-    def settlement(self, key: int | str, text: str, *leases: Lease, chunks: int = 1, of: str | None = None) -> Settlement:
+    def settlement(
+        self, key: int | str, text: str, *leases: Lease, chunks: int = 1, of: str | None = None
+    ) -> Settlement:
         """What a worker hands to settle for a text that it read; ``of``: the whole text, where it has chunks."""
         return Settlement(
             key=DocumentKey(str(key)),
             content_hash=md5(text if of is None else of),
-            chunks=tuple(Chunk(number=n, text=text, vector=self._vector(f"{text} {n}" if n else text)) for n in range(chunks)),
+            chunks=tuple(
+                Chunk(number=n, text=text, vector=self._vector(f"{text} {n}" if n else text)) for n in range(chunks)
+            ),
             leases=leases,
         )
 
@@ -171,15 +178,14 @@ def table(lane: Lane) -> str:
 
 def md5(text: str) -> ContentHash:
     """The content hash, as Postgres makes it."""
-    import hashlib
-
     return ContentHash(hashlib.md5(text.encode(), usedforsecurity=False).hexdigest())
 
 
 async def write(connection: asyncpg.Connection, bodies: Mapping[str, str | None]) -> None:
     """Insert or edit documents by name ``k<number>``."""
     await connection.execute(
-        "INSERT INTO docs SELECT * FROM unnest($1::bigint[], $2::text[]) ON CONFLICT (id) DO UPDATE SET body = excluded.body",
+        "INSERT INTO docs SELECT * FROM unnest($1::bigint[], $2::text[]) "
+        "ON CONFLICT (id) DO UPDATE SET body = excluded.body",
         [int(name.removeprefix("k")) for name in bodies],
         list(bodies.values()),
     )
@@ -200,7 +206,11 @@ async def attach(
     await connection.execute(
         "SELECT sidecar.attach('docs', ARRAY['body'], p_model => $1, p_model_id => $2, p_dimensions => $3, "
         "p_long_documents => $4, p_store_text => $5, p_index => false)",
-        model, model_id, dimensions, long_documents, store_text,
+        model,
+        model_id,
+        dimensions,
+        long_documents,
+        store_text,
     )
 
 
@@ -249,9 +259,7 @@ class Told:
 
     def documents(self, outcome: str) -> float:
         """How many documents ended this way."""
-        found = self.registry.get_sample_value(
-            "sidecar_documents_total", {"pipeline": NAME, "outcome": outcome}
-        )
+        found = self.registry.get_sample_value("sidecar_documents_total", {"pipeline": NAME, "outcome": outcome})
         return found or 0.0
 
     def patience(self, scope: str = "database") -> Patience:

@@ -104,8 +104,11 @@ class Worker:
             for task in everything:
                 task.cancel()
             results = await asyncio.gather(*everything, return_exceptions=True)
-        await self._release_rest()
-        _raise_worst([result for result in results if isinstance(result, Exception)])
+        errors = [e for e in results if isinstance(e, BaseException) and not isinstance(e, asyncio.CancelledError)]
+        if all(isinstance(error, Refused) for error in errors):
+            await self._release_rest()
+        # Else a stage broke: what had begun must expire and count, or a text that breaks us would do so for ever.
+        _raise_worst(errors)
 
     async def _drain(self, stages: list[asyncio.Task[None]], settler: asyncio.Task[None]) -> None:
         """Release what was never started, finish what was."""
@@ -117,13 +120,16 @@ class Worker:
         await self._release([lease for job in jobs for lease in job.leases], documents=len(jobs))
         if settler.done():  # refused or broken: nothing that still comes out of the model can be settled
             return
-        await asyncio.wait(stages)
+        left = set(stages)
+        while left and not settler.done():  # a settler that ends now takes nothing more: stages would wait for ever
+            await asyncio.wait({*left, settler}, return_when=asyncio.FIRST_COMPLETED)
+            left = {stage for stage in left if not stage.done()}
         if not settler.done():
             await state.settlements.put(None)
             await asyncio.wait([settler])
 
     async def _release_rest(self) -> None:
-        """The drain limit has passed, or a stage broke: let others have what is still held."""
+        """The drain limit has passed, or the pipeline is not ours to work on: let others have what is still held."""
         state = self._state
         rest = list(state.in_flight.leases)
         with suppress(TimeoutError):
@@ -140,7 +146,7 @@ class Worker:
         state.count(Counter({Outcome.RELEASED: documents}))
 
 
-def _raise_worst(errors: list[Exception]) -> None:
+def _raise_worst(errors: list[BaseException]) -> None:
     """Raise a bug before a refusal: a refusal is an answer, a bug ends the process."""
     for error in sorted(errors, key=lambda error: isinstance(error, Refused)):
         raise error

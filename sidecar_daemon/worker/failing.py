@@ -20,9 +20,14 @@ PERMANENT = frozenset({"bad_vector"})
 
 
 async def fail(state: WorkerState, job: Job, error: Poison) -> None:
-    """Blame one document, tried alone: defer it, or move it to the dead letters after its last attempt."""
+    """Blame one document, tried alone: defer it, or move it to the dead letters after its last attempt.
+
+    Nothing happens where its leases are lost.
+    """
     state.in_flight.close(job)
     await state.backlog.remove(job.document)
+    if not job.leases:  # lost while it ran: whoever holds them now finds out by itself
+        return
     attempt = job.attempt
     if attempt >= state.limits.max_attempts or error.code in PERMANENT:
         await bury(state, job.leases, reason=error.code, detail=str(error), content_hash=job.document.content_hash)

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, assert_never
 from sidecar_daemon.domain.errors import Poison, Refused, Transient
 from sidecar_daemon.domain.messages import Document, Lane, LongDocuments, Settlement, Window
 from sidecar_daemon.domain.outcomes import Outcome, Verdict
-from sidecar_daemon.worker.failing import bury
+from sidecar_daemon.worker.failing import bury, fail
 from sidecar_daemon.worker.state import Job
 
 if TYPE_CHECKING:
-    from sidecar_daemon.domain.messages import DocumentKey, Lease, Reading
+    from sidecar_daemon.domain.messages import DocumentKey, Lease, Reading, TokenWindow
     from sidecar_daemon.worker.state import WorkerState
 
 READ_AT_ONCE = 64
@@ -165,9 +165,14 @@ class Leaser:
         if not new:
             return
         started = time.monotonic()
-        tokenized = await asyncio.to_thread(lambda: [state.embedder.tokenize(document.content) for document in new])
+        tokenized = await asyncio.to_thread(lambda: [self._tokenize(document) for document in new])
         seconds = (time.monotonic() - started) / len(new)
         for document, parts in zip(new, tokenized, strict=True):
+            if state.in_flight.join(document):  # the other lane brought it meanwhile: one settlement takes a key once
+                continue
+            if isinstance(parts, Poison):
+                await fail(state, Job(document=document, windows=(), leases=list(document.leases)), parts)
+                continue
             kept = parts[:1] if state.pipeline.long_documents is LongDocuments.TRUNCATE else parts
             windows = tuple(
                 Window(document=document, ordinal=n, of=len(kept), tokens=part) for n, part in enumerate(kept)
@@ -178,6 +183,13 @@ class Leaser:
             if not await state.backlog.put(windows):
                 state.in_flight.close(job)
                 await self._release(job.leases)
+
+    def _tokenize(self, document: Document) -> list[TokenWindow] | Poison:
+        """Windows of a text, or why it has none: its neighbours must not suffer."""
+        try:
+            return self._state.embedder.tokenize(document.content)
+        except Poison as error:
+            return error
 
     async def _settle_blank(self, reading: Reading, leases: list[Lease]) -> None:
         assert reading.content_hash is not None  # noqa: S101  the database always hashes a blank document

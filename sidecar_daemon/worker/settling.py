@@ -54,6 +54,8 @@ class Settler:
             if not isinstance(item, Job):
                 prepared.append((None, item))
                 continue
+            if self._state.in_flight.job_of(item.document) is None:
+                continue  # its leases were lost while it waited: it may be on its way once more
             try:
                 prepared.append((item, item.settlement(self._state.pipeline.long_documents)))
             except Poison as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-import asyncpg
 import numpy as np
 import pytest
 from pgvector import Vector
@@ -17,6 +16,8 @@ from tests.rig import MODEL, Rig, attach, blocked, md5, second_session, write
 from tests.waiting import eventually
 
 if TYPE_CHECKING:
+    import asyncpg
+
     from sidecar_daemon.domain.messages import Lease
 
 LOCK_OF_1 = "SELECT sidecar._lock_documents('docs', ARRAY['1'])"
@@ -314,7 +315,7 @@ async def test_a_pipeline_may_keep_no_text(connection: asyncpg.Connection, rig: 
 async def test_other_keys_settle_alike(rig: Rig, key: str) -> None:
     await rig.connection.execute("SELECT sidecar.detach('docs'); DROP TABLE docs")
     await attach(rig.connection, key=key)
-    value = "00000000-0000-0000-0000-00000000000a" if key == "uuid" else "it's \"quoted\" % ü"
+    value = "00000000-0000-0000-0000-00000000000a" if key == "uuid" else 'it\'s "quoted" % ü'
     await rig.connection.execute(f"INSERT INTO docs VALUES ($1::{key}, 'text')", value)
     held = await lease(rig)
     assert held.key == value

@@ -1,0 +1,54 @@
+"""A real pipeline for the core's tests: faults are injected by wrapping, nothing is replaced."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.faulty import FaultyEmbedder, FaultyQueue
+from tests.integration.conftest import rig
+from tests.rig import PLAIN, Rig, Told, build_worker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sidecar_daemon.domain.messages import Pipeline
+    from sidecar_daemon.worker import Worker
+
+__all__ = ["bench", "rig"]
+
+
+@dataclass
+class Bench:
+    """A rig with a replica whose queue and embedder can be made to fail."""
+
+    rig: Rig
+    queue: FaultyQueue
+    executor: ThreadPoolExecutor
+    embedder: FaultyEmbedder = field(default_factory=lambda: FaultyEmbedder(PLAIN))
+    told: Told = field(default_factory=Told)
+
+    async def worker(self, **limits: float) -> Worker:
+        """A worker on the pipeline as it is now."""
+        return self.worker_of(await self.rig.pipeline(), **limits)
+
+    def worker_of(self, pipeline: Pipeline, **limits: float) -> Worker:
+        """A worker on a pipeline."""
+        return build_worker(pipeline, self.queue, self.embedder, self.told, self.executor, **limits)
+
+    async def settled(self) -> bool:
+        """Whether both lanes are empty."""
+        return await self.rig.depth() == 0
+
+
+@pytest.fixture
+def bench(rig: Rig) -> Iterator[Bench]:
+    """A bench whose inference threads end with the test, whatever waits at a gate."""
+    executor = ThreadPoolExecutor(2)
+    made = Bench(rig, FaultyQueue(rig.queue), executor)
+    yield made
+    made.embedder.gate.set()
+    executor.shutdown()

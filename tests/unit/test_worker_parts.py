@@ -1,0 +1,149 @@
+"""The parts of a worker that need no database: the backlog's bounds and the patience with the world."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sidecar_daemon.domain.errors import Poison, Refused, Transient
+from sidecar_daemon.domain.messages import Document, DocumentKey, Lane, Lease, MessageId, Window
+from sidecar_daemon.worker.backlog import Backlog
+from sidecar_daemon.worker.state import InFlight, Job
+from tests.rig import PLAIN, Told, md5
+from tests.waiting import eventually
+
+if TYPE_CHECKING:
+    from sidecar_daemon.domain.messages import Batch
+
+
+def document(key: str, *, lane: Lane = Lane.LIVE, attempt: int = 1) -> Document:
+    lease = Lease(lane, MessageId(hash(key) % 1000), attempt, attempt, DocumentKey(key), 0.0)
+    return Document(DocumentKey(key), key, md5(key), (lease,))
+
+
+def windows(of: Document, words: int = 8, count: int = 1) -> list[Window]:
+    (tokens,) = PLAIN.tokenize(" ".join(f"w{n}" for n in range(words)))
+    return [Window(of, n, count, tokens) for n in range(count)]
+
+
+def backlog(lane_tokens: int = 20) -> Backlog:
+    return Backlog(lane_tokens=lane_tokens, max_padded_tokens=1000, max_windows=10)
+
+
+async def test_a_full_lane_makes_the_next_wait_and_the_other_lane_not() -> None:
+    waiting = backlog()
+    one, two, bulk = document("one"), document("two"), document("bulk", lane=Lane.BULK)
+    assert await waiting.put(windows(one, words=30))
+    late = asyncio.create_task(waiting.put(windows(two)))
+    assert await waiting.put(windows(bulk))
+    assert not late.done()
+    batch = await waiting.take()
+    assert batch is not None
+    assert [window.document.key for window in batch.windows] == ["one"]
+    assert await late
+    assert len(waiting) == 2
+
+
+async def test_room_comes_when_half_is_gone() -> None:
+    waiting = backlog(lane_tokens=40)
+    await waiting.put(windows(document("one"), words=18))
+    asked = asyncio.create_task(waiting.room(Lane.LIVE))
+    assert await waiting.room(Lane.BULK)
+    assert not asked.done()
+    await waiting.take()
+    assert await asked
+
+
+async def test_a_close_ends_every_wait() -> None:
+    waiting, idle = backlog(), backlog()
+    one, two = document("one"), document("two")
+    await waiting.put(windows(one, words=10, count=3))
+    put = asyncio.create_task(waiting.put(windows(two)))
+    room = asyncio.create_task(waiting.room(Lane.LIVE))
+    take = asyncio.create_task(idle.take())
+    await asyncio.sleep(0)
+    assert await waiting.close() == [one]
+    assert await idle.close() == []
+    assert (await put, await room, await take) == (False, False, None)
+    assert await waiting.take() is None
+
+
+async def test_a_removed_document_makes_room() -> None:
+    waiting = backlog()
+    one, two = document("one"), document("two")
+    await waiting.put(windows(one, words=30))
+    put = asyncio.create_task(waiting.put(windows(two)))
+    await waiting.remove(one)
+    assert await put
+    batch: Batch | None = await waiting.take()
+    assert batch is not None
+    assert [window.document for window in batch.windows] == [two]
+
+
+def test_a_closed_job_is_joined_no_more() -> None:
+    held = InFlight()
+    first, second = (Job(document("same"), (), []) for _ in range(2))
+    held.open(first)
+    assert held.join(document("same"))
+    assert len(first.leases) == 1
+    held.open(second)
+    held.close(first)
+    assert held.join(document("same"))
+    assert len(second.leases) == 1
+    held.close(second)
+    assert not held.join(document("same"))
+    assert held.jobs == []
+
+
+class Steps:
+    """Raises what is planted, then answers."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self.errors = list(errors)
+        self.calls = 0
+
+    async def __call__(self) -> str:
+        self.calls += 1
+        if self.errors:
+            raise self.errors.pop(0)
+        return "answer"
+
+
+async def test_patience_repeats_and_tells_once() -> None:
+    told = Told()
+    patience = told.patience()
+    step = Steps(*[Transient("connection_lost", "the server is away")] * 5)
+    assert await patience(step) == "answer"
+    assert step.calls == 6
+    assert [line["code"] for line in told.events("fault")] == ["connection_lost"]
+    (recovered,) = told.events("recovered")
+    assert recovered["failed_tries"] == 5
+    assert patience.reason is None
+
+
+async def test_patience_says_what_it_waits_for() -> None:
+    told = Told()
+    patience = told.patience()
+    step = Steps(*[Transient("disk_full", "no space left")] * 3)
+    asked = asyncio.create_task(patience(step))
+    await eventually(lambda: patience.reason == "no space left")
+    await asked
+
+
+@pytest.mark.parametrize("error", [Refused("paused", "p"), Poison("x", "y"), RuntimeError("bug")])
+async def test_patience_is_for_the_world_only(error: Exception) -> None:
+    told = Told()
+    step = Steps(error)
+    with pytest.raises(type(error)):
+        await told.patience()(step)
+    assert step.calls == 1
+    assert told.lines == []
+
+
+async def test_patience_lets_through_what_the_caller_names() -> None:
+    step = Steps(Transient("serialization", "a"), Transient("lock_timeout", "b"))
+    with pytest.raises(Transient, match="b"):
+        await Told().patience()(step, raising={"lock_timeout"})
+    assert step.calls == 2

@@ -1,0 +1,479 @@
+"""The worker on a real queue: every verdict, every way to fail, and who is blamed."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from sidecar_daemon.domain.errors import Poison, Transient
+from sidecar_daemon.domain.messages import DocumentKey, Lane, LongDocuments
+from sidecar_daemon.domain.windows import combine_windows
+from tests.faulty import FaultyEmbedder
+from tests.rig import MAX_BYTES, PLAIN, md5, running, second_session
+from tests.waiting import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sidecar_daemon.domain.messages import TokenIds, Vectors
+    from tests.unit.conftest import Bench
+
+LONG = " ".join(f"word{n}" for n in range(150))
+
+
+async def entered(bench: Bench) -> None:
+    """Wait until a run has begun."""
+    await eventually(lambda: bench.embedder.entered.acquire(blocking=False), what="a run of the model")
+
+
+async def test_every_verdict_ends_where_it_should(bench: Bench) -> None:
+    rig = bench.rig
+    await rig.write(k1="one", k2=" ", k3="x" * (MAX_BYTES + 1), k4="gone", k5="known", k6=LONG)
+    await rig.settle(rig.settlement(5, "known"), rig.settlement(2, " "))
+    await rig.connection.execute("DELETE FROM docs WHERE id = 4")
+    await rig.connection.execute("SELECT pgmq.send('docs', '{\"id\": 1}')")
+    async with running(await bench.worker()):
+        await eventually(bench.settled)
+        await eventually(lambda: bench.told.documents("embedded") == 2)
+    assert sorted(await rig.embedded()) == [1, 5, 6]
+    assert {d["document_id"]: d["reason"] for d in await rig.dead()} == {"3": "too_large", None: "malformed"}
+    counted = {name: bench.told.documents(name) for name in ("gone", "unchanged", "blank", "dead_lettered", "released")}
+    assert counted == {"gone": 1, "unchanged": 1, "blank": 1, "dead_lettered": 2, "released": 0}
+    assert all(line["documents"] for line in bench.told.events("batch_settled"))
+    await rig.assert_true()
+
+
+async def test_hundreds_in_both_lanes(bench: Bench) -> None:
+    rig = bench.rig
+    await rig.write(**{f"k{n}": f"text {n} " * (n % 40 + 1) for n in range(200)})
+    await rig.connection.execute(
+        "WITH m AS (DELETE FROM pgmq.q_docs WHERE msg_id > 100 RETURNING vt, message) "
+        "INSERT INTO pgmq.q_docs_bulk (vt, message) SELECT vt, message FROM m"
+    )
+    async with running(await bench.worker(batch_tokens=64)):
+        await eventually(bench.settled)
+    assert len(await rig.vectors()) == 200
+    await rig.assert_true()
+
+
+async def test_five_messages_of_one_document_are_one_run(bench: Bench) -> None:
+    """R5."""
+    for n in range(5):
+        await bench.rig.write(k1=f"edit {n}")
+    async with running(await bench.worker()):
+        await eventually(bench.settled)
+    assert bench.embedder.runs == [["edit 4"]]
+    assert bench.told.documents("embedded") == 1
+
+
+async def test_a_message_of_a_text_in_the_model_rides_along(bench: Bench) -> None:
+    rig = bench.rig
+    bench.embedder.gate.clear()
+    await rig.write(k1="text")
+    async with running(await bench.worker()):
+        await entered(bench)
+        await rig.connection.execute("SELECT pgmq.send('docs', '{\"document_id\": 1}')")
+        await rig.connection.execute("SELECT pgmq.send('docs_bulk', '{\"document_id\": 1}')")
+        await eventually(lambda: sum(name == "read" for name, _ in bench.queue.calls) == 3)
+        bench.embedder.gate.set()
+        await eventually(bench.settled)
+    assert bench.embedder.runs == [["text"]]
+
+
+async def test_an_edit_while_the_model_runs_wins(bench: Bench) -> None:
+    """R1 and R2 through the worker."""
+    bench.embedder.gate.clear()
+    await bench.rig.write(k1="v1")
+    async with running(await bench.worker()):
+        await entered(bench)
+        await bench.rig.write(k1="v2")
+        await entered(bench)
+        bench.embedder.gate.set()
+        await eventually(bench.settled)
+    assert await bench.rig.embedded() == {1: "v2"}
+    await bench.rig.assert_true()
+
+
+async def test_poison_fails_alone(bench: Bench) -> None:
+    """R12: one retry for its mates, a backoff for itself, the dead letters after its last attempt."""
+    rig = bench.rig
+    bench.embedder.poison("poison", Poison("inference_failed", "planted"))
+    await rig.write(k1="good one", k2="poison two", k3="good three")
+    async with running(await bench.worker(threads=1, max_attempts=3)):
+        await eventually(bench.settled)
+    assert sorted(await rig.embedded()) == [1, 3]
+    (letter,) = await rig.dead()
+    assert (letter["document_id"], letter["reason"], letter["attempts"]) == ("2", "inference_failed", 3)
+    assert letter["content_hash"] == md5("poison two")
+    assert bench.embedder.runs[0] == ["good one", "poison two", "good three"]
+    assert sorted(bench.embedder.runs[1:]) == [["good one"], ["good three"], *[["poison two"]] * 3]
+    assert [line["attempt"] for line in bench.told.events("deferred")] == [1, 2]
+    assert bench.told.documents("deferred") == 2
+    assert bench.told.documents("dead_lettered") == 1
+
+
+async def test_a_deferred_document_that_heals_is_embedded(bench: Bench) -> None:
+    bench.embedder.poison("poison")
+    await bench.rig.write(k1="poison")
+    async with running(await bench.worker(max_attempts=1000)):
+        await eventually(lambda: len(bench.told.events("deferred")) >= 2)
+        bench.embedder.heal()
+        await eventually(bench.settled)
+    assert await bench.rig.dead() == []
+    await bench.rig.assert_true()
+
+
+async def test_a_bad_vector_is_not_tried_again(bench: Bench) -> None:
+    """R25."""
+    bench.embedder.poison("poison", Poison("bad_vector", "NaN"))
+    await bench.rig.write(k1="poison", k2="good")
+    async with running(await bench.worker()):
+        await eventually(bench.settled)
+    (letter,) = await bench.rig.dead()
+    assert (letter["reason"], letter["attempts"]) == ("bad_vector", 1)
+    assert sorted(await bench.rig.embedded()) == [2]
+
+
+async def test_a_text_that_cannot_be_tokenized_fails_alone(bench: Bench) -> None:
+    bench.embedder.unreadable("poison", Poison("not_unicode", "planted"))
+    await bench.rig.write(k1="good", k2="poison", k3="good too")
+    async with running(await bench.worker()):
+        await eventually(bench.settled)
+    (letter,) = await bench.rig.dead()
+    assert (letter["document_id"], letter["reason"], letter["attempts"]) == ("2", "not_unicode", 3)
+    assert sorted(await bench.rig.embedded()) == [1, 3]
+
+
+async def test_suspects_travel_alone_and_are_announced(bench: Bench) -> None:
+    """R13: what ended uncleanly before shares its run with nobody, and says so first."""
+    rig = bench.rig
+    await rig.write(k1="one", k2="two")
+    await rig.lease()
+    await rig.expire()
+    await rig.write(k3="three", k4="four")
+    bench.embedder.gate.clear()
+    async with running(await bench.worker(threads=1)):
+        await entered(bench)
+        first, second, *_ = await rig.messages()
+        assert first["message"]["sidecar"]["accounted"] == first["read_ct"] == 2
+        assert "accounted" not in second["message"].get("sidecar", {}), "it waits: its end would not count"
+        bench.embedder.gate.set()
+        await eventually(bench.settled)
+    assert sorted(bench.embedder.runs) == [["one"], ["three", "four"], ["two"]]
+    begun = [[lease.key for lease in argument] for name, argument in bench.queue.calls if name == "begin"]
+    assert begun == [["1"], ["2"]]
+
+
+async def test_a_suspect_of_many_windows_is_announced_once(bench: Bench) -> None:
+    await bench.rig.write(k1=LONG)
+    await bench.rig.lease()
+    await bench.rig.expire()
+    async with running(await bench.worker(batch_tokens=64)):
+        await eventually(bench.settled)
+    assert bench.queue.count("begin") == 1
+    assert len(bench.embedder.runs) == 3
+
+
+async def test_what_used_up_its_attempts_is_buried_unread(bench: Bench) -> None:
+    """R13: the payload of a text that kills the process is never touched again."""
+    rig = bench.rig
+    await rig.write(k1="killer")
+    await rig.connection.execute(
+        "UPDATE pgmq.q_docs SET read_ct = 3, message = message || "
+        '\'{"sidecar": {"accounted": 3, "error": "inference_failed"}}\''
+    )
+    async with running(await bench.worker(max_attempts=3)):
+        await eventually(bench.settled)
+    assert bench.queue.count("read") == 0
+    (letter,) = await rig.dead()
+    assert (letter["reason"], letter["attempts"]) == ("attempts_exhausted", 4)
+    assert letter["detail"] == "3 attempts ended without an answer; last error: inference_failed"
+
+
+async def test_leases_are_kept_while_the_model_runs(bench: Bench) -> None:
+    """R6."""
+    bench.embedder.gate.clear()
+    await bench.rig.write(k1="slow")
+    async with running(await bench.worker(lease_seconds=1.2)):
+        await eventually(lambda: bench.queue.count("extend") >= 4)
+        (message,) = await bench.rig.messages()
+        assert (message["read_ct"], message["hidden"] > 0) == (1, True)
+        bench.embedder.gate.set()
+        await eventually(bench.settled)
+    assert len(bench.embedder.runs) == 1
+
+
+async def steal(bench: Bench) -> None:
+    """Another replica leases what this one holds."""
+    await bench.rig.connection.execute(
+        "UPDATE pgmq.q_docs SET read_ct = read_ct + 1, vt = clock_timestamp() + interval '1 h'"
+    )
+
+
+@pytest.mark.parametrize("poison", [False, True])
+async def test_a_lost_lease_ends_its_documents_run(bench: Bench, *, poison: bool) -> None:
+    if poison:
+        bench.embedder.poison("lost")
+    bench.embedder.gate.clear()
+    await bench.rig.write(k1="lost")
+    async with running(await bench.worker(lease_seconds=1.2)):
+        await entered(bench)
+        await steal(bench)
+        await eventually(lambda: bench.told.events("leases_lost"))
+        bench.embedder.gate.set()
+        await bench.rig.write(k2="next")
+        await eventually(lambda: bench.told.documents("embedded") == 1)
+        assert await bench.rig.embedded() == {2: "next"}
+        assert [m["hidden"] > 1000 for m in await bench.rig.messages()] == [True], "untouched"
+    (told,) = bench.told.events("leases_lost")
+    assert (told["messages"], told["documents"]) == (1, 1)
+    assert bench.queue.count("defer") == bench.queue.count("dead_letter") == 0
+
+
+async def test_a_document_with_one_lease_left_goes_on(bench: Bench) -> None:
+    bench.embedder.gate.clear()
+    await bench.rig.write(k1="a")
+    await bench.rig.write(k1="b")
+    async with running(await bench.worker(lease_seconds=1.2)):
+        await entered(bench)
+        await bench.rig.connection.execute(
+            "UPDATE pgmq.q_docs SET read_ct = 9, vt = clock_timestamp() + interval '1 h' WHERE msg_id = 1"
+        )
+        await eventually(lambda: bench.told.events("leases_lost"))
+        bench.embedder.gate.set()
+        await eventually(lambda: bench.told.documents("embedded") == 1)
+    assert [m["msg_id"] for m in await bench.rig.messages()] == [1]
+    assert bench.told.events("leases_lost")[0]["documents"] == 0
+
+
+async def test_a_document_whose_lease_was_lost_before_stage_3_is_left_to_others(bench: Bench) -> None:
+    """Were it settled, the same document leased once more could be in the same settlement."""
+    gate = bench.queue.hold("settle")
+    await bench.rig.write(k1="first")
+    async with running(await bench.worker(lease_seconds=1.2)):
+        await gate.reached.wait()
+        await bench.rig.write(k2="second")
+        await eventually(lambda: len(bench.embedder.runs) == 2)
+        await bench.rig.connection.execute(
+            "UPDATE pgmq.q_docs SET read_ct = 9, vt = clock_timestamp() + interval '1 h' WHERE msg_id = 2"
+        )
+        await eventually(lambda: bench.told.events("leases_lost"))
+        await bench.rig.connection.execute("UPDATE pgmq.q_docs SET vt = clock_timestamp() WHERE msg_id = 2")
+        await eventually(lambda: len(bench.embedder.runs) == 3, what="the second run of the document")
+        gate.open.set()
+        await eventually(bench.settled)
+    assert bench.embedder.runs == [["first"], ["second"], ["second"]]
+    settled = [[s.key for s in argument] for name, argument in bench.queue.calls if name == "settle"]
+    assert settled == [["1"], ["2"]]
+
+
+async def test_a_row_that_the_table_refuses_is_blamed_alone(bench: Bench) -> None:
+    """R12 at settle: its mates are stored, it is deferred and then dead."""
+    rig = bench.rig
+    await rig.connection.execute("ALTER TABLE docs_embeddings ADD CHECK (id <> 2)")
+    await rig.write(k1="one", k2="two", k3="three")
+    async with running(await bench.worker(max_attempts=2)):
+        await eventually(bench.settled)
+    assert sorted(await rig.embedded()) == [1, 3]
+    (letter,) = await rig.dead()
+    assert (letter["document_id"], letter["reason"], letter["attempts"]) == ("2", "check_violation", 2)
+    assert "two" not in letter["detail"]
+
+
+@pytest.mark.parametrize(
+    ("meanwhile", "outcome", "left"),
+    [
+        ("DELETE FROM docs", "gone", 0),
+        ("ALTER TABLE docs DISABLE TRIGGER USER; UPDATE docs SET body = 'edited'", "superseded", 0),
+        ("SELECT 1", "deferred", 1),
+    ],
+)
+async def test_a_refused_document_is_looked_at_before_it_is_blamed(
+    bench: Bench, meanwhile: str, outcome: str, left: int
+) -> None:
+    """R4: a deletion or an edit under the settlement is nobody's fault."""
+    gate = bench.queue.hold("settle", error=Poison("foreign_key_violation", "planted"))
+    await bench.rig.write(k1="text")
+    async with running(await bench.worker(backoff_base=60, backoff_cap=60)):
+        await gate.reached.wait()
+        await bench.rig.connection.execute(meanwhile)
+        gate.open.set()
+        await eventually(lambda: bench.told.documents(outcome) == 1)
+    assert await bench.rig.depth() == left
+    assert await bench.rig.dead() == []
+
+
+async def test_a_blank_document_that_the_table_refuses_is_buried(bench: Bench) -> None:
+    bench.queue.cut(Poison("raised", "planted"), "settle")
+    await bench.rig.write(k1=" ")
+    async with running(await bench.worker()):
+        await eventually(bench.settled)
+    assert [d["reason"] for d in await bench.rig.dead()] == ["raised"]
+
+
+async def test_a_document_that_cannot_be_rendered_is_blamed_alone(bench: Bench) -> None:
+    error = Poison("invalid_text", "planted")
+    bench.queue.fail("read", error, times=2)
+    await bench.rig.write(k1="one", k2="two", k3="three")
+    async with running(await bench.worker()):
+        await eventually(bench.settled)
+    assert [(d["document_id"], d["reason"]) for d in await bench.rig.dead()] == [("1", "invalid_text")]
+    assert sorted(await bench.rig.embedded()) == [2, 3]
+
+
+async def test_a_document_that_a_writer_holds_is_split_off_and_comes_later(bench: Bench) -> None:
+    """R21: its mates do not wait for the writer, and it burns no attempt."""
+    rig = bench.rig
+    await rig.write(**{f"k{n}": f"text {n}" for n in range(1, 5)})
+    async with second_session(rig.url) as writer:
+        transaction = writer.transaction()
+        await transaction.start()
+        await writer.execute("DELETE FROM docs WHERE id = 2")
+        async with running(await bench.worker()):
+            await eventually(lambda: bench.told.documents("released") >= 1, what="the held document's release")
+            assert sorted(await rig.embedded()) == [1, 3, 4]
+            (message,) = await rig.messages()
+            assert message["message"]["sidecar"]["excused"] >= 1
+            await transaction.rollback()
+            await eventually(bench.settled)
+    assert sorted(await rig.embedded()) == [1, 2, 3, 4]
+    assert bench.told.events("deferred") == bench.told.events("fault") == []
+
+
+async def test_texts_beyond_the_budget_come_with_the_next_read(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sidecar_daemon.adapters.postgres.queue.READ_BUDGET_BYTES", 10)
+    await bench.rig.write(k1="a" * 50, k2="b" * 50, k3="c" * 50)
+    async with running(await bench.worker()):
+        await eventually(bench.settled)
+    assert sorted(await bench.rig.embedded()) == [1, 2, 3]
+    assert bench.told.documents("released") == 3
+
+
+@pytest.mark.parametrize("policy", list(LongDocuments))
+async def test_long_documents(bench: Bench, policy: LongDocuments) -> None:
+    rig = bench.rig
+    await rig.connection.execute(
+        "UPDATE sidecar.pipelines SET long_documents = $1, model_id = $2", policy.value, PLAIN.model_id(policy)
+    )
+    rig.model_id = PLAIN.model_id(policy)
+    bench.queue = type(bench.queue)(rig.queue)
+    await rig.write(k1=LONG, k2="short")
+    async with running(await bench.worker(batch_tokens=64)):
+        await eventually(bench.settled)
+    windows = PLAIN.tokenize(LONG)
+    vectors = PLAIN.embed([window.ids for window in windows])
+    rows = await rig.vectors(1)
+    found = np.stack([row["embedding"].to_numpy() for row in rows])
+    match policy:
+        case LongDocuments.MEAN:
+            expected = combine_windows(vectors, [window.content_tokens for window in windows])[None]
+            texts = [LONG]
+        case LongDocuments.CHUNKS:
+            expected, texts = vectors, [LONG[window.start : window.end] for window in windows]
+        case LongDocuments.TRUNCATE:
+            expected, texts = vectors[:1], [LONG[: windows[0].end]]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert [row["source_text"] for row in rows] == texts
+    assert len(await rig.vectors(2)) == 1
+
+
+class Opposed:
+    """Every second window points the other way."""
+
+    dimensions, model_id, tokenize = PLAIN.dimensions, PLAIN.model_id, PLAIN.tokenize
+
+    def embed(self, windows: Sequence[TokenIds]) -> Vectors:
+        one = PLAIN.embed([windows[0]])[0]
+        return np.stack([one if n % 2 else -one for n in range(len(windows))])
+
+
+async def test_windows_that_cancel_out_are_a_bad_vector(bench: Bench) -> None:
+    bench.embedder = FaultyEmbedder(Opposed())
+    await bench.rig.write(k1=" ".join(f"word{n}" for n in range(2 * 62)))
+    async with running(await bench.worker()):
+        await eventually(bench.settled)
+    assert [d["reason"] for d in await bench.rig.dead()] == ["bad_vector"]
+    assert await bench.rig.vectors() == []
+
+
+async def test_a_lost_answer_of_settle_is_asked_again(bench: Bench) -> None:
+    """R10."""
+    bench.queue.fail("settle", Transient("connection_lost", "planted"), after=True)
+    await bench.rig.write(k1="text")
+    async with running(await bench.worker()):
+        await eventually(lambda: bench.queue.count("settle") == 2)
+        await eventually(lambda: bench.told.events("recovered"))
+    assert len(await bench.rig.vectors()) == 1
+    assert await bench.rig.depth() == 0
+
+
+async def test_a_lost_answer_of_lease_comes_back_with_the_lease(bench: Bench) -> None:
+    bench.queue.fail("lease", Transient("connection_lost", "planted"), times=2, after=True)
+    await bench.rig.write(k1="text")
+    async with running(await bench.worker(lease_seconds=1)):
+        await eventually(bench.settled)
+    assert await bench.rig.dead() == []
+    await bench.rig.assert_true()
+
+
+async def test_an_outage_is_told_once_and_blames_nobody(bench: Bench) -> None:
+    """R22."""
+    rig = bench.rig
+    await rig.write(**{f"k{n}": f"text {n}" for n in range(30)})
+    bench.embedder.gate.clear()
+    worker = await bench.worker(lease_messages=100, poll_min=600, poll_max=600)
+    async with running(worker):
+        await eventually(lambda: len(bench.embedder._texts) == 30 and bench.queue.under_way == 0)
+        bench.queue.cut(Transient("connection_lost", "planted"), "lease", "settle")
+        failed = len(bench.queue.calls)
+        bench.embedder.gate.set()
+        worker.wake()
+        await eventually(lambda: len(bench.queue.calls) > failed + 20)
+        assert worker.waiting == "planted"
+        bench.queue.mend()
+        await eventually(bench.settled)
+        await eventually(lambda: worker.waiting is None)
+    assert [line["code"] for line in bench.told.events("fault")] == ["connection_lost"]
+    assert len(bench.told.events("recovered")) == 1
+    assert await rig.dead() == []
+    assert bench.told.documents("deferred") == 0
+    await rig.assert_true()
+
+
+async def test_the_bulk_lane_waits_behind_the_live_lane(bench: Bench) -> None:
+    rig = bench.rig
+    await rig.connection.execute("ALTER TABLE docs DISABLE TRIGGER USER")
+    await rig.write(**{f"k{n}": f"bulk {n}" for n in range(40)})
+    await rig.connection.execute("ALTER TABLE docs ENABLE TRIGGER USER")
+    await rig.queue.sweep(rows=1000, interval=0)
+    bench.embedder.gate.clear()
+    async with running(await bench.worker(threads=1, batch_windows=4, lease_messages=40)):
+        await entered(bench)
+        await rig.write(k100="live")
+        reads = len([1 for name, keys in bench.queue.calls if name == "read" and keys == ["100"]])
+        await eventually(lambda: any(n == "read" and k == ["100"] for n, k in bench.queue.calls) or reads)
+        await eventually(lambda: len(bench.embedder._texts) == 41)
+        await asyncio.sleep(0)
+        bench.embedder.gate.set()
+        await eventually(bench.settled)
+    assert "live" in [run[0] for run in bench.embedder.runs][:3]
+    assert all(run == ["live"] or "live" not in run for run in bench.embedder.runs)
+
+
+async def test_a_wake_is_quicker_than_the_poll(bench: Bench) -> None:
+    worker = await bench.worker(poll_min=600, poll_max=600)
+    async with running(worker):
+        await eventually(lambda: bench.queue.count("lease") == 2)
+        await bench.rig.write(k1="text")
+        worker.wake(Lane.LIVE)
+        await eventually(bench.settled)
+        assert [argument for name, argument in bench.queue.calls if name == "lease"].count(Lane.BULK) == 1
+        worker.wake()
+        await eventually(lambda: bench.queue.count("lease") >= 4)
+
+
+async def test_reading_says_what_became_of_a_key(bench: Bench) -> None:
+    assert [r.key for r in await bench.queue.read([DocumentKey("1")])] == ["1"]
