@@ -161,6 +161,8 @@ class Bench:
     def __init__(self, *, seed: int) -> None:
         """Bind the seed; ``async with`` does the rest."""
         self.seed = seed
+        self.mutant = ""
+        """Name of the mutant that replicas are to be, for T17."""
         self.stack = contextlib.AsyncExitStack()
         self._clusters: dict[str, Cluster] = {}
         self._starting = asyncio.Lock()

@@ -49,6 +49,7 @@ class Replica:
     slot: int
     arena: Arena
     folder: Path
+    fleet: Fleet
     settings: Mapping[str, str] = field(default_factory=dict)
     process: asyncio.subprocess.Process | None = None
     starts: int = 0
@@ -86,6 +87,8 @@ class Replica:
         }
         environment |= {f"SIDECAR_{name}": value for name, value in settings.items()}
         environment |= {"TORTURE_SEED": str(self.arena.seed), "PYTHONUNBUFFERED": "1"}
+        if self.fleet.mutant:
+            environment["TORTURE_MUTANT"] = self.fleet.mutant
         environment |= {f"TORTURE_{name.upper()}": value for name, value in torture.items()}
         self.starts += 1
         with self.log_path.open("ab") as log:
@@ -191,7 +194,9 @@ class Fleet:
         """Describe ``count`` replicas; ``settings`` without the prefix win over ``SETTINGS``."""
         folder.mkdir(parents=True, exist_ok=True)
         self.arena = arena
-        self.replicas = [Replica(slot, arena, folder, settings) for slot in range(1, count + 1)]
+        self.mutant = ""
+        """What ``TORTURE_MUTANT`` is to say."""
+        self.replicas = [Replica(slot, arena, folder, self, settings) for slot in range(1, count + 1)]
 
     async def __aenter__(self) -> Self:
         return self

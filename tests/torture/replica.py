@@ -5,6 +5,7 @@ Settings of the daemon come from ``SIDECAR_*`` as always. The torture reads its 
     TORTURE_SEED       seeds the embedder's pauses
     TORTURE_SLOWEST    seconds that one run of the model takes at most
     TORTURE_STEADY     1: every run takes that long
+    TORTURE_MUTANT     name of a guard that is switched off in this process (``mutants``)
     TORTURE_FAILPOINT  ``name:n``: kill -9 at the n-th pass of this point (``FAILPOINTS``)
 
 None of this exists in a normal run: it all enters through ``run_daemon(settings, Parts(...))``.
@@ -25,6 +26,7 @@ from sidecar_daemon.app.daemon import run_daemon
 from sidecar_daemon.domain.errors import Fatal
 from sidecar_daemon.settings import Settings
 from tests.torture.embedder import TortureEmbedder
+from tests.torture.mutants import PYTHON_MUTANTS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -89,6 +91,8 @@ def main() -> int:
     """Run the daemon until it is told, or made, to stop."""
     # A replica must not outlive its rig, whatever happened to that.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if mutant := os.environ.get("TORTURE_MUTANT"):
+        PYTHON_MUTANTS[mutant].apply()
     failpoint = Failpoint.parse(os.environ.get("TORTURE_FAILPOINT", ""))
     embedder = TortureEmbedder(
         seed=int(os.environ.get("TORTURE_SEED", "0")),

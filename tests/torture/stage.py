@@ -89,6 +89,7 @@ async def stage(
             watch, stop, over = Watch(arena, stalled=stalled), asyncio.Event(), asyncio.Event()
             on = Stage(arena, fleet, client, FaultReport())
             await client.fill()
+            fleet.mutant = bench.mutant
             if start:
                 await fleet.start()
             watching = asyncio.create_task(watch.run(over))

@@ -16,10 +16,15 @@ from tests.torture.faults import (
     t08_abort,
     t09_duplicates,
     t10_hot,
+    t11_machine,
     t12_interleavings,
     t13_world,
+    t14_pooler,
     t15_terminate,
+    t16_soak,
+    t17_mutants,
 )
+from tests.torture.mutants import PYTHON_MUTANTS, SQL_MUTANTS
 from tests.torture.scenes import SCENES
 
 if TYPE_CHECKING:
@@ -27,6 +32,8 @@ if TYPE_CHECKING:
 
     from tests.torture.bench import Bench
     from tests.torture.report import FaultReport
+
+MUTANTS = len(SQL_MUTANTS) + len(PYTHON_MUTANTS)
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,11 @@ FAULTS = {
     "T8": Fault(t08_abort.run, ci=1, full=50),
     "T9": Fault(t09_duplicates.run, ci=5, full=10),
     "T10": Fault(t10_hot.run, ci=20, full=600),
+    "T11": Fault(t11_machine.run, ci=200, full=10_000),
     "T12": Fault(t12_interleavings.run, ci=len(SCENES), full=len(SCENES)),
     "T13": Fault(t13_world.run, ci=1, full=10),
+    "T14": Fault(t14_pooler.run, ci=1, full=50),
     "T15": Fault(t15_terminate.run, ci=10, full=300),
+    "T16": Fault(t16_soak.run, ci=0, full=3600, alone=True),
+    "T17": Fault(t17_mutants.run, ci=MUTANTS, full=MUTANTS, alone=True),
 }

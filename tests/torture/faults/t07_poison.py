@@ -57,7 +57,7 @@ async def run(bench: Bench, times: int) -> FaultReport:
                 [*FOREIGN, json.dumps({"document_id": str(_KEY * 9)})],
             )
             on.report.injected += 1
-            await _until_settled(on, connection)
+            await _until_settled(on, connection, len(FOREIGN) * (n + 1))
             await _judge(on, connection, innocents)
         on.poison |= await _names_of_foreign(connection)
     return on.report
@@ -90,11 +90,15 @@ async def _plant(on: Stage, connection: asyncpg.Connection, n: int) -> list[int]
     return innocents
 
 
-async def _until_settled(on: Stage, connection: asyncpg.Connection) -> None:
+async def _until_settled(on: Stage, connection: asyncpg.Connection, foreign: int) -> None:
     wanted = {key for key in on.poison if key.isdigit()}
 
     async def dead() -> bool:
-        rows = await connection.fetch(f"SELECT message ->> 'document_id' AS key FROM pgmq.q_{CHUNKS}_dlq")
+        rows = await connection.fetch(
+            f"SELECT message ->> 'document_id' AS key, message ->> 'reason' AS reason FROM pgmq.q_{CHUNKS}_dlq"
+        )
+        malformed = sum(row["reason"] == "malformed" for row in rows)
+        assert malformed == foreign, f"{malformed} of {foreign} foreign messages are dead"
         missing = wanted - {row["key"] for row in rows}
         assert not missing, f"poison not dead yet: { {key: on.poison[key] for key in missing} }"
         return True

@@ -11,6 +11,7 @@ from tests.torture.scenes.ground import Ground
 
 if TYPE_CHECKING:
     from tests.torture.bench import Bench
+    from tests.torture.mutants import SqlMutant
 
 
 async def run(bench: Bench, scenes: int) -> FaultReport:
@@ -25,10 +26,13 @@ async def run(bench: Bench, scenes: int) -> FaultReport:
     return whole
 
 
-async def play(bench: Bench, name: str) -> FaultReport:
-    """One scene, and the checks after it."""
+async def play(bench: Bench, name: str, *, mutant: SqlMutant | None = None) -> FaultReport:
+    """One scene, and the checks after it; with a guard switched off, for T17."""
     report = FaultReport()
     async with (await bench.cluster()).arena(f"t12_{name}", seed=bench.seed) as arena:
+        if mutant is not None:
+            async with arena.session() as connection:
+                await mutant.apply(connection)
         ground = Ground(arena, report)
         await ground.open()
         try:

@@ -16,6 +16,7 @@ SCENES: dict[str, Callable[[Ground], Awaitable[None]]] = {
     "delete": interleaved.delete,
     "crash": interleaved.crash,
     "dead_letter": interleaved.dead_letter,
+    "dead_letter_of_an_edit": blame.dead_letter_of_an_edit,
     "lost_lease": interleaved.lost_lease,
     "edit_inside_settle": settling.edit_inside_settle,
     "opposite_orders": settling.opposite_orders,

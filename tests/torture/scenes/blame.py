@@ -54,8 +54,20 @@ async def release_is_excused(ground: Ground) -> None:
     ground.claim(lease.last_error == "scene", f"last error {lease.last_error}")
     await queue.defer({lease: 60.0}, code="scene")
     ground.claim(not await queue.lease(Lane.LIVE, seconds=0, limit=10), "a deferred message is visible before its time")
-    await queue.release([lease])
+    await ground.admin.execute("UPDATE pgmq.q_chunky SET vt = clock_timestamp()")  # its time has come
     await ground.finish()
+
+
+async def dead_letter_of_an_edit(ground: Ground) -> None:
+    """A document that was embedded, then edited into poison: its old vectors go with the dead letter."""
+    key = await ground.document()
+    await ground.finish()
+    await ground.write(key, 7, "poisonous")
+    lease = await _lease_of(ground, key)
+    assert lease.key is not None
+    (reading,) = await ground.sessions[0].queue.read([lease.key])
+    await ground.sessions[0].queue.dead_letter([lease], reason="scene", detail="", content_hash=reading.content_hash)
+    ground.poison[str(key)] = "scene"
 
 
 async def replay_is_clean(ground: Ground) -> None:
