@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 PERMANENT = frozenset({"bad_vector"})
 """Reasons that another attempt cannot mend: the same text through the same model gives the same answer."""
+LONGEST_DETAIL = 2048
+"""Bytes of a dead letter's detail."""
 
 
 async def fail(state: WorkerState, job: Job, error: Poison) -> None:
@@ -50,10 +52,19 @@ async def bury(
 ) -> None:
     """Move one document's messages to the dead letters. Nothing happens where the leases are lost."""
     moved = await state.patience(
-        lambda: state.queue.dead_letter(leases, reason=reason, detail=detail, content_hash=content_hash)
+        lambda: state.queue.dead_letter(leases, reason=reason, detail=storable(detail), content_hash=content_hash)
     )
     state.done(leases)
     if moved:
         attempts = max(lease.attempt for lease in leases)
         state.telemetry.dead_lettered(state.pipeline.name, leases[0].key, reason, attempts=attempts)
         state.count(Counter({Outcome.DEAD_LETTERED: 1}))
+
+
+def storable(detail: str) -> str:
+    """Make an error's text fit for a dead letter: one line of at most ``LONGEST_DETAIL`` bytes.
+
+    A library's text may be poison itself: Postgres stores neither NUL nor half a surrogate pair.
+    """
+    line = " ".join("".join(character if character.isprintable() else " " for character in detail).split())
+    return line.encode()[:LONGEST_DETAIL].decode(errors="ignore")

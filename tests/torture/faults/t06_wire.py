@@ -1,0 +1,52 @@
+"""T6: a bad wire between replicas and server: delay, one byte a write, RST, truncation, black hole, lost answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from tests.torture.proxy import Hurt, Proxy
+from tests.torture.stage import stage
+
+if TYPE_CHECKING:
+    from tests.torture.bench import Bench
+    from tests.torture.report import FaultReport
+    from tests.torture.stage import Stage
+
+KINDS = (Hurt.LOSE_COMMIT, Hurt.RESET, Hurt.TRUNCATE, Hurt.DELAY, Hurt.DRIBBLE, Hurt.BLACK_HOLE)
+LOST_COMMITS_A_ROUND = 4
+"""The full profile wants 200 lost answers and 50 of each of the others."""
+
+
+async def run(bench: Bench, rounds: int) -> FaultReport:
+    """Each kind ``rounds`` times, the lost answer more often. ``injected`` counts the rounds, ``kinds`` each kind."""
+    home = await bench.cluster()
+    async with Proxy(home.port, bench.rng("wire")) as proxy:
+        async with stage(bench, "t6", replicas=2, rate=40, url_port=proxy.port, stalled=True) as on:
+            kinds: Counter[str] = Counter()
+            for _ in range(rounds):
+                for kind in KINDS:
+                    times = LOST_COMMITS_A_ROUND if kind is Hurt.LOSE_COMMIT else 1
+                    for _ in range(times):
+                        await _once(on, proxy, kind)
+                        kinds[kind.value] += 1
+                on.report.injected += 1
+            on.report.facts["kinds"] = dict(kinds)
+    return on.report
+
+
+async def _once(on: Stage, proxy: Proxy, kind: Hurt) -> None:
+    proxy.hurt(kind)
+    match kind:
+        case Hurt.BLACK_HOLE:
+            await on.pause(1.0, 4.0)
+            if on.rng.random() < 0.5:
+                proxy.cut()
+        case Hurt.DELAY | Hurt.DRIBBLE:
+            await proxy.until_hurt(20)
+            await on.pause(0.5, 1.5)
+        case _:
+            await proxy.until_hurt(20)
+    proxy.heal()
+    await asyncio.sleep(0.1)

@@ -1,0 +1,227 @@
+"""T13: what an operator can break: disk full, read-only, revoked grants, renamed schema, timeouts, held locks.
+
+During each an operator sees within ten seconds that something is wrong and what: readiness, one log line, a metric.
+Within thirty seconds of the mend work goes on, and nothing was blamed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from tests.torture.bench import CHUNKS, SOURCE
+from tests.torture.stage import stage
+from tests.waiting import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from contextlib import AbstractAsyncContextManager
+    from pathlib import Path
+
+    import asyncpg
+
+    from tests.torture.bench import Bench
+    from tests.torture.report import FaultReport
+    from tests.torture.stage import Stage
+
+SEEN_WITHIN, BACK_WITHIN = 10.0, 30.0
+MOST_LINES = 4
+"""Log lines of one outage in one replica: one a cause, and the same outage may show itself in several ways."""
+_OUTAGE = re.compile(r"^sidecar_outage\{[^}]*\} 1(\.0)?$", re.MULTILINE)
+_VECTORS = f"{CHUNKS}_vectors"
+_SWEEP_DISK_MB = 24
+
+
+async def run(bench: Bench, times: int) -> FaultReport:
+    """Each kind ``times`` times. ``injected`` counts rounds over all kinds."""
+    async with disk(bench) as mount:
+        async with stage(bench, "t13", replicas=2, rate=20, settings={"POOLER": "transaction"}) as on:
+            async with on.arena.session() as connection:
+                await _use_disk(connection, mount)
+                kinds: dict[str, Callable[[], AbstractAsyncContextManager[None]]] = {
+                    "disk_full": lambda: _disk_full(mount),
+                    "read_only": lambda: _read_only(on, connection),
+                    "revoked_grant": lambda: _between(
+                        connection,
+                        "REVOKE EXECUTE ON FUNCTION sidecar.lease FROM sidecar_runtime",
+                        "GRANT EXECUTE ON FUNCTION sidecar.lease TO sidecar_runtime",
+                    ),
+                    "renamed_schema": lambda: _between(
+                        connection,
+                        "ALTER SCHEMA sidecar RENAME TO sidecar_away",
+                        "ALTER SCHEMA sidecar_away RENAME TO sidecar",
+                    ),
+                    "statement_timeout": lambda: _slow(on, connection),
+                    "held_locks": lambda: _held_locks(on),
+                }
+                for _ in range(times):
+                    for kind, breaking in kinds.items():
+                        await _once(on, connection, kind, breaking)
+                    on.report.injected += 1
+            on.report.facts["kinds"] = len(kinds)
+            await _leave_disk(on)
+    return on.report
+
+
+async def _once(
+    on: Stage,
+    connection: asyncpg.Connection,
+    kind: str,
+    breaking: Callable[[], AbstractAsyncContextManager[None]],
+) -> None:
+    lines = [_faults_told(on, slot) for slot in range(len(on.fleet.replicas))]
+    async with breaking():
+        started = time.monotonic()
+        try:
+            await eventually(lambda: _seen(on), SEEN_WITHIN, what="an operator's view")
+        except AssertionError as error:
+            on.report.claim(False, "T13", f"{kind}: not seen within {SEEN_WITHIN} s: {error}")
+        on.report.facts[f"{kind}_seen_s"] = round(time.monotonic() - started, 1)
+        await on.pause(1.0, 3.0)
+        for slot, before in enumerate(lines):
+            told = _faults_told(on, slot) - before
+            on.report.claim(1 <= told <= MOST_LINES, "T13", f"{kind}: {told} log lines, 1 to {MOST_LINES} wanted")
+    mended = time.monotonic()
+    try:
+        await eventually(lambda: _working(on, connection, mended), BACK_WITHIN, what="work after the mend")
+    except AssertionError as error:
+        on.report.claim(False, "T13", f"{kind}: {error}")
+    on.report.facts[f"{kind}_back_s"] = round(time.monotonic() - mended, 1)
+
+
+async def _seen(on: Stage) -> bool:
+    """Every replica says that it is not ready and why, has told it in its log, and shows it as a metric."""
+    for replica in on.fleet.replicas:
+        status, body = await replica.readiness()
+        assert status == 503, f"replica {replica.slot} says {status} {body}"
+        assert '"reasons":[]' not in body.replace(" ", ""), "no reason is given"
+        assert _OUTAGE.search(await replica.metrics()), f"replica {replica.slot} shows no outage in its metrics"
+    return True
+
+
+async def _working(on: Stage, connection: asyncpg.Connection, mended: float) -> bool:
+    for replica in on.fleet.replicas:
+        status, body = await replica.readiness()
+        assert status == 200, f"replica {replica.slot} says {status} {body}"
+    seconds = time.monotonic() - mended
+    return bool(
+        await connection.fetchval(
+            "SELECT count(*) FROM audit.writes WHERE at > clock_timestamp() - make_interval(secs => $1)", seconds
+        )
+    )
+
+
+def _faults_told(on: Stage, slot: int) -> int:
+    return len(on.fleet.replicas[slot].events("fault")) + len(on.fleet.replicas[slot].events("pipeline_refused"))
+
+
+@asynccontextmanager
+async def disk(bench: Bench) -> AsyncIterator[Path]:
+    """A disk that can be filled: a small tmpfs, which needs root. Raises ``RuntimeError`` where mounting is refused."""
+    folder = bench.folder / "disk"
+    folder.mkdir()
+    done = subprocess.run(  # noqa: ASYNC221  takes milliseconds
+        ["mount", "-t", "tmpfs", "-o", f"size={_SWEEP_DISK_MB}m", "torture", str(folder)], check=False, capture_output=True
+    )
+    if done.returncode != 0:
+        raise RuntimeError("T13 fills a disk and therefore mounts a tmpfs: run it as root, or leave it out: --without T13")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)  # noqa: ASYNC221  takes milliseconds
+
+
+async def _use_disk(connection: asyncpg.Connection, mount: Path) -> None:
+    """Put the vectors on the small disk."""
+    place = mount / "space"
+    place.mkdir()
+    owner = await connection.fetchval("SELECT current_setting('data_directory')")
+    subprocess.run(["chown", "-R", f"--reference={owner}", str(mount)], check=True)  # noqa: ASYNC221  takes milliseconds
+    await connection.execute(f"CREATE TABLESPACE small LOCATION '{place}'")
+    await connection.execute(f"ALTER TABLE {_VECTORS} SET TABLESPACE small")
+
+
+async def _leave_disk(on: Stage) -> None:
+    async with on.arena.session() as connection:
+        await connection.execute(f"ALTER TABLE {_VECTORS} SET TABLESPACE pg_default")
+        await connection.execute("DROP TABLESPACE small")
+
+
+@asynccontextmanager
+async def _disk_full(mount: Path) -> AsyncIterator[None]:
+    ballast = mount / "ballast"
+    await asyncio.to_thread(_fill, ballast)
+    try:
+        yield
+    finally:
+        ballast.unlink()
+
+
+def _fill(path: Path) -> None:
+    with path.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(b"\0" * 4096)
+        except OSError:
+            return
+
+
+@asynccontextmanager
+async def _between(connection: asyncpg.Connection, before: str, after: str) -> AsyncIterator[None]:
+    await connection.execute(before)
+    try:
+        yield
+    finally:
+        await connection.execute(after)
+
+
+@asynccontextmanager
+async def _read_only(on: Stage, connection: asyncpg.Connection) -> AsyncIterator[None]:
+    """As after a demotion: sessions of ours cannot write; the connections go with it."""
+    end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename LIKE 'torture_daemon%' AND datname = $1"
+    for slot in range(1, len(on.fleet.replicas) + 1):
+        await connection.execute(f"ALTER ROLE torture_daemon_{slot} IN DATABASE {on.arena.name} SET default_transaction_read_only = on")
+    await connection.execute(end, on.arena.name)
+    try:
+        yield
+    finally:
+        for slot in range(1, len(on.fleet.replicas) + 1):
+            await connection.execute(f"ALTER ROLE torture_daemon_{slot} IN DATABASE {on.arena.name} RESET default_transaction_read_only")
+        await connection.execute(end, on.arena.name)
+
+
+@asynccontextmanager
+async def _slow(on: Stage, connection: asyncpg.Connection) -> AsyncIterator[None]:
+    """``statement_timeout`` of 50 ms, and a table that takes longer for every write."""
+    end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename LIKE 'torture_daemon%' AND datname = $1"
+    slots = range(1, len(on.fleet.replicas) + 1)
+    for slot in slots:
+        await connection.execute(f"ALTER ROLE torture_daemon_{slot} IN DATABASE {on.arena.name} SET statement_timeout = '50ms'")
+    await connection.execute(
+        "CREATE OR REPLACE FUNCTION audit.crawl() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN PERFORM pg_sleep(0.2); RETURN NULL; END $$"
+    )
+    await connection.execute(
+        f"CREATE TRIGGER crawl AFTER INSERT OR UPDATE ON {_VECTORS} FOR EACH STATEMENT EXECUTE FUNCTION audit.crawl()"
+    )
+    await connection.execute(end, on.arena.name)
+    try:
+        yield
+    finally:
+        await connection.execute(f"DROP TRIGGER crawl ON {_VECTORS}")
+        for slot in slots:
+            await connection.execute(f"ALTER ROLE torture_daemon_{slot} IN DATABASE {on.arena.name} RESET statement_timeout")
+        await connection.execute(end, on.arena.name)
+
+
+@asynccontextmanager
+async def _held_locks(on: Stage) -> AsyncIterator[None]:
+    """Somebody locks the table of vectors, as a careless ALTER TABLE does."""
+    async with on.arena.session() as holder, holder.transaction():
+        await holder.execute(f"LOCK TABLE {_VECTORS} IN ACCESS EXCLUSIVE MODE")
+        await holder.fetchval(f"SELECT count(*) FROM {SOURCE}")
+        yield

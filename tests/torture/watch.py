@@ -1,0 +1,92 @@
+"""Looks at the database and the replicas while a fault lasts: I8 (short transactions) and I9 (nothing piles up)."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import asyncpg
+
+from tests.torture.report import Violation
+
+if TYPE_CHECKING:
+    from tests.torture.bench import Arena
+    from tests.torture.fleet import Replica
+
+LONGEST_TRANSACTION = 2.0
+"""Seconds."""
+MOST_CONNECTIONS = 10
+"""Of one replica: its pool of eight, its listener, and one that is on its way out."""
+MOST_DESCRIPTORS = 128
+MOST_THREADS = 64
+_LOOK = """
+SELECT pid, usename, state, wait_event_type = 'Client' AS starved, extract(epoch FROM clock_timestamp() - xact_start)::float AS seconds, left(query, 80) AS query
+FROM pg_stat_activity WHERE datname = current_database() AND usename LIKE 'torture_daemon%' AND xact_start IS NOT NULL
+AND clock_timestamp() - xact_start > make_interval(secs => $1)
+"""
+_CONNECTIONS = """
+SELECT usename, count(*) FROM pg_stat_activity
+WHERE datname = current_database() AND usename LIKE 'torture_daemon%' GROUP BY 1
+"""
+
+
+class Watch:
+    """Samples one arena until stopped."""
+
+    def __init__(self, arena: Arena, *, stalled: bool = False) -> None:
+        """Bind an arena.
+
+        Args:
+            arena: looked at twice a second.
+            stalled: the fault itself keeps replicas or the wire from answering: a backend that waits for
+                its client then waits for what the torture holds back, and does not count.
+        """
+        self._arena = arena
+        self._stalled = stalled
+        self._seen: set[int] = set()
+        self.violations: list[Violation] = []
+        self.longest = 0.0
+        """Seconds of the longest transaction of ours that was seen."""
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Sample until told to stop; a server that is away is nothing to see."""
+        connection: asyncpg.Connection | None = None
+        while not stop.is_set():
+            try:
+                connection = connection or await self._arena.connect()
+                for row in await connection.fetch(_LOOK, 0.2, timeout=5):
+                    self._judge(row)
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                if connection is not None:
+                    connection.terminate()
+                connection = None
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0.5):
+                    await stop.wait()
+        if connection is not None:
+            await connection.close()
+
+    def _judge(self, row: asyncpg.Record) -> None:
+        if self._stalled and row["starved"]:
+            return
+        self.longest = max(self.longest, row["seconds"])
+        if row["seconds"] > LONGEST_TRANSACTION and row["pid"] not in self._seen:
+            self._seen.add(row["pid"])
+            message = f"{row['usename']} is {row['state']} for {row['seconds']:.1f} s in: {row['query']}"
+            self.violations.append(Violation("I8", message))
+
+
+async def piled_up(arena: Arena, replicas: list[Replica]) -> list[Violation]:
+    """I9 at the end of a fault: connections, descriptors and threads are as few as at the start."""
+    found = []
+    async with arena.session() as connection:
+        for row in await connection.fetch(_CONNECTIONS):
+            if row["count"] > MOST_CONNECTIONS:
+                found.append(Violation("I9", f"{row['usename']} has {row['count']} connections"))
+    for replica in replicas:
+        if replica.alive:
+            has = replica.resources()
+            if has["descriptors"] > MOST_DESCRIPTORS or has["threads"] > MOST_THREADS:
+                found.append(Violation("I9", f"replica {replica.slot} holds {has}"))
+    return found
