@@ -139,6 +139,7 @@ async def test_a_foreign_shape_is_kept_as_it_came(rig: Rig) -> None:
 
 async def test_a_replay_counts_from_one_and_wakes(rig: Rig) -> None:
     await rig.write(k1="text", k2="text")
+    await rig.queue.release(await rig.lease())
     for _ in range(3):
         await rig.queue.begin(await rig.lease())
         await rig.expire()

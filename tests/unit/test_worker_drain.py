@@ -229,9 +229,10 @@ async def test_a_settler_that_breaks_while_draining_ends_the_drain(bench: Bench)
     await bench.rig.write(k3=" ")
     await gate.reached.wait()
     worker.stop()
+    await eventually(lambda: worker._state.backlog._closed, what="the drain to begin")
     gate.open.set()
     with pytest.raises(Bug):
-        await asyncio.wait_for(task, 60)
+        await asyncio.wait_for(task, 20)  # the model would wait longer at its gate
 
 
 async def test_a_cancelled_worker_leaves_nothing_running(bench: Bench) -> None:

@@ -83,6 +83,20 @@ async def test_a_message_of_a_text_in_the_model_rides_along(bench: Bench) -> Non
     assert bench.embedder.runs == [["text"]]
 
 
+async def test_both_lanes_may_bring_one_document_at_the_same_moment(bench: Bench) -> None:
+    """Settled twice in one transaction, it would end the process: one INSERT takes a row once."""
+    gates = [bench.queue.hold("read", after=True) for _ in Lane]
+    await bench.rig.write(k1="text")
+    await bench.rig.connection.execute("SELECT pgmq.send('docs_bulk', '{\"document_id\": 1}')")
+    async with running(await bench.worker()):
+        for gate in gates:
+            await gate.reached.wait()
+        for gate in gates:
+            gate.open.set()
+        await eventually(bench.settled)
+    assert bench.embedder.runs == [["text"]]
+
+
 async def test_an_edit_while_the_model_runs_wins(bench: Bench) -> None:
     """R1 and R2 through the worker."""
     bench.embedder.gate.clear()
