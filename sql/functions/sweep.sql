@@ -13,7 +13,7 @@ RETURNS TABLE (state text, scanned bigint, missing bigint, outdated bigint, wron
                enqueued bigint, backfill boolean)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_nestloop = off AS $$
 DECLARE
-    p sidecar.pipelines := sidecar._pipeline(p_pipeline);
+    p sidecar.pipelines := sidecar._intact(p_pipeline);
     w sidecar.sweeps;
     v_deep boolean;
     v_last text;
@@ -30,7 +30,7 @@ BEGIN
     -- Locked: a request that comes while this window is walked must find its end, not be overwritten by it. The
     -- pipeline is read again, because the one who held the lock may have changed or detached it.
     SELECT * INTO w FROM sidecar.sweeps AS s WHERE s.pipeline = p_pipeline FOR UPDATE;
-    p := sidecar._pipeline(p_pipeline);
+    p := sidecar._intact(p_pipeline);
     backfill := w.backfill;
     IF w.finished_at IS NOT NULL AND w.started_at > clock_timestamp() - make_interval(secs => p_interval) THEN
         state := 'resting';

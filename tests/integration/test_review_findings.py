@@ -6,8 +6,11 @@ import asyncio
 
 import pytest
 
-from sidecar_daemon.adapters.postgres.pool import Database
+from sidecar_daemon.adapters.postgres.operations import PostgresOperations
+from sidecar_daemon.adapters.postgres.pool import Database, Limits
 from sidecar_daemon.adapters.postgres.queue import PostgresQueue
+from sidecar_daemon.domain.errors import Transient
+from sidecar_daemon.domain.messages import DocumentKey, Lane
 from sidecar_daemon.domain.outcomes import Outcome
 from tests.rig import MAX_BYTES, MODEL, NAME, Rig, blocked, second_session
 from tests.waiting import eventually
@@ -36,3 +39,32 @@ async def test_a_stricter_default_isolation_of_the_database_keeps_nothing_stale(
         await replica.close()
     assert settled.outcome is Outcome.SUPERSEDED
     assert await rig.embedded() == {}
+
+
+@pytest.mark.parametrize(("what", "drop"), [("source", "docs CASCADE"), ("table of vectors", "docs_embeddings")])
+async def test_a_dropped_table_is_an_outage_of_its_pipeline_not_a_crash(rig: Rig, what: str, drop: str) -> None:
+    """Its name in a statement would be a bare number: a syntax error, which ends the process and all pipelines."""
+    await rig.write(k1="one")
+    held = await rig.lease_one()
+    await rig.connection.execute(f"DROP TABLE {drop}")
+    hasty = await Database.open(rig.url, limits=Limits(retry=0.0))
+    try:
+        queue = PostgresQueue(hasty, NAME, MODEL, max_document_bytes=MAX_BYTES)
+        operations = PostgresOperations(hasty)
+        for call in (
+            queue.lease(Lane.LIVE, seconds=60, limit=1),
+            queue.read([held.key or DocumentKey("")]),
+            queue.settle([rig.settlement(1, "one", held)]),
+            queue.dead_letter([held], reason="planted", detail="", content_hash=None),
+            queue.sweep(rows=10, interval=0),
+            operations.status(),
+            operations.dead_letters(NAME),
+            operations.search(NAME, rig.settlement(1, "one").chunks[0].vector, 1),
+        ):
+            with pytest.raises(Transient, match=f"^the {what} of pipeline docs was dropped: detach the pipeline$"):
+                await call
+        assert await queue.release([held]) == 1
+        await operations.detach(NAME, keep_embeddings=False)
+    finally:
+        await hasty.close()
+    assert await rig.catalog.pipelines() == []
