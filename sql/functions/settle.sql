@@ -16,7 +16,7 @@ CREATE OR REPLACE FUNCTION sidecar.settle(
 RETURNS TABLE (document integer, outcome text, acknowledged integer, freshness_seconds double precision)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '500ms' AS $$
 DECLARE
-    p sidecar.pipelines := sidecar._pipeline(p_pipeline);
+    p sidecar.pipelines := sidecar._intact(p_pipeline);
     v_outcomes text[];
 BEGIN
     IF p.model_id IS DISTINCT FROM p_model_id THEN

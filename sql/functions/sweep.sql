@@ -26,7 +26,7 @@ BEGIN
     END IF;
     -- In this order: whoever changes a pipeline asks for a walk, and that walk must see what was changed.
     SELECT * INTO w FROM sidecar.sweeps AS s WHERE s.pipeline = p_pipeline;
-    p := sidecar._pipeline(p_pipeline);
+    p := sidecar._intact(p_pipeline);
     IF NOT p.enabled THEN
         RAISE EXCEPTION USING ERRCODE = 'SC003', MESSAGE = format('pipeline %s is paused', p_pipeline);
     END IF;

@@ -1,0 +1,70 @@
+"""What once went wrong: each test was red before the guard that it names."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from sidecar_daemon.adapters.postgres.operations import PostgresOperations
+from sidecar_daemon.adapters.postgres.pool import Database, Limits
+from sidecar_daemon.adapters.postgres.queue import PostgresQueue
+from sidecar_daemon.domain.errors import Transient
+from sidecar_daemon.domain.messages import DocumentKey, Lane
+from sidecar_daemon.domain.outcomes import Outcome
+from tests.rig import MAX_BYTES, MODEL, NAME, Rig, blocked, second_session
+from tests.waiting import eventually
+
+
+@pytest.mark.parametrize("pooler_mode", [False, True])
+async def test_a_stricter_default_isolation_of_the_database_keeps_nothing_stale(rig: Rig, pooler_mode: bool) -> None:
+    """With one snapshot for all of settle, its hash check would see the text from before the wait for the lock."""
+    name = rig.url.split("/")[3].partition("?")[0]
+    await rig.connection.execute(f"ALTER DATABASE {name} SET default_transaction_isolation = 'repeatable read'")
+    replica = await Database.open(rig.url, pooler_mode=pooler_mode)
+    try:
+        queue = PostgresQueue(replica, NAME, MODEL, max_document_bytes=MAX_BYTES)
+        await rig.write(k1="v1")
+        old = await rig.lease_one()
+        async with second_session(rig.url) as other:
+            transaction = other.transaction(isolation="read_committed")
+            await transaction.start()
+            await other.execute("SELECT sidecar._lock_documents('docs', ARRAY['1'])")
+            late = asyncio.create_task(queue.settle([rig.settlement(1, "v1", old)]))
+            await eventually(lambda: blocked(rig.connection, "sidecar.settle"), what="settle to wait")
+            await rig.write(k1="")
+            await transaction.commit()
+            (settled,) = await late
+    finally:
+        await replica.close()
+    assert settled.outcome is Outcome.SUPERSEDED
+    assert await rig.embedded() == {}
+
+
+@pytest.mark.parametrize(("what", "drop"), [("source", "docs CASCADE"), ("table of vectors", "docs_embeddings")])
+async def test_a_dropped_table_is_an_outage_of_its_pipeline_not_a_crash(rig: Rig, what: str, drop: str) -> None:
+    """Its name in a statement would be a bare number: a syntax error, which ends the process and all pipelines."""
+    await rig.write(k1="one")
+    held = await rig.lease_one()
+    await rig.connection.execute(f"DROP TABLE {drop}")
+    hasty = await Database.open(rig.url, limits=Limits(retry=0.0))
+    try:
+        queue = PostgresQueue(hasty, NAME, MODEL, max_document_bytes=MAX_BYTES)
+        operations = PostgresOperations(hasty)
+        for call in (
+            queue.lease(Lane.LIVE, seconds=60, limit=1),
+            queue.read([held.key or DocumentKey("")]),
+            queue.settle([rig.settlement(1, "one", held)]),
+            queue.dead_letter([held], reason="planted", detail="", content_hash=None),
+            queue.sweep(rows=10, interval=0),
+            operations.status(),
+            operations.dead_letters(NAME),
+            operations.search(NAME, rig.settlement(1, "one").chunks[0].vector, 1),
+        ):
+            with pytest.raises(Transient, match=f"^the {what} of pipeline docs was dropped: detach the pipeline$"):
+                await call
+        assert await queue.release([held]) == 1
+        await operations.detach(NAME, keep_embeddings=False)
+    finally:
+        await hasty.close()
+    assert await rig.catalog.pipelines() == []
