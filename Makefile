@@ -44,6 +44,9 @@ check: $(VENV)/.installed-dev ## lint, formatting, types, import layers
 	@$(RUN) -m mypy
 	@$(RUN) -c 'import sys; from importlinter.cli import lint_imports_command; sys.exit(lint_imports_command())'
 
+torture: $(VENV)/.installed-dev ## nothing lost, nothing stale, whatever crashes: ten minutes of it (ARGS='--only T5 --seed 7')
+	@$(RUN) -m tests.torture --profile ci --json $(ARGS)
+
 clean: ## remove .venv, caches and build output (the demo's data in .sidecar stays)
 	@rm -rf $(VENV) build dist *.egg-info .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find sidecar_daemon tests -name __pycache__ -type d -prune -exec rm -rf {} +
