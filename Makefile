@@ -18,7 +18,7 @@ MAKE_VENV = "$(PYTHON)" -m venv $(VENV)
 INSTALL = $(RUN) -m pip install -qq --disable-pip-version-check
 endif
 
-.PHONY: help demo test test-system check clean
+.PHONY: help demo test test-system torture check clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
