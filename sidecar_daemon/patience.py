@@ -40,6 +40,7 @@ class Patience:
         self._since = 0.0
         self._closed = asyncio.Event()
         self._closed.set()
+        self._told = False
         self.reason: str | None = None
         """What it is waiting for, in one line; None while steps work."""
 
@@ -85,6 +86,23 @@ class Patience:
         finally:
             if attempt:
                 self._close(answered=answered)
+
+    def troubled(self, error: Transient, *, waiting: float) -> None:
+        """Tell an outage that the caller itself deals with, until ``relieved``."""
+        if self.reason is None:
+            self._since = self._clock()
+        self._told = True
+        self.reason = str(error)
+        self._telemetry.fault(self._scope, error, waiting=waiting)
+        self._telemetry.circuit(self._scope, "half_open")
+
+    def relieved(self) -> None:
+        """What was told with ``troubled`` is over; without effect otherwise."""
+        if self._told and not self._failing:
+            self._told = False
+            self.reason = None
+            self._telemetry.circuit(self._scope, "closed")
+            self._telemetry.recovered(self._scope, self._clock() - self._since)
 
     async def _wait(self, attempt: int, error: Transient, until: asyncio.Event | None) -> None:
         """Open the circuit, wait with full jitter, and leave it half open for the next try."""

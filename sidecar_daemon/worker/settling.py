@@ -23,6 +23,8 @@ DOCUMENTS_AT_ONCE = 64
 """Documents of one transaction at most: it stays far below a second, and larger ones gain nothing."""
 CONTENDED = frozenset({"lock_timeout", "statement_timeout", "deadlock"})
 """The world's faults that one document of the batch may be the cause of: a writer holds its row, say."""
+FRUITLESS = 3
+"""Contended documents in a row, none settled between them, after which the world is told of, not one writer."""
 ANSWERED = {Verdict.GONE: Outcome.GONE, Verdict.UNCHANGED: Outcome.UNCHANGED}
 """Verdicts that leave a message nothing to ask for."""
 
@@ -33,6 +35,7 @@ class Settler:
     def __init__(self, state: WorkerState) -> None:
         """Bind a worker's state."""
         self._state = state
+        self._fruitless = 0
 
     async def run(self) -> None:
         """Settle until the last document is through."""
@@ -82,8 +85,13 @@ class Settler:
             elif isinstance(error, Poison):
                 await self._blame(*prepared[0], error)
             else:
+                self._fruitless += 1
+                if self._fruitless >= FRUITLESS:
+                    self._state.patience.troubled(error, waiting=self._state.limits.poll_max)
                 await self._give_back(settlements, delay=self._state.limits.poll_max)
         else:
+            self._fruitless = 0
+            self._state.patience.relieved()
             self._tell(settlements, results, time.monotonic() - started)
 
     async def _settle_apart(self, prepared: Sequence[tuple[Job | None, Settlement]], error: Exception) -> None:

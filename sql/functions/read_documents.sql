@@ -2,11 +2,11 @@
 -- p_keys: canonical texts. A document above p_max_bytes is judged by its length, its text is not fetched. Texts beyond
 -- p_budget bytes in sum are left for later (the first always comes).
 -- Columns: key, verdict (embed, unchanged, gone, blank, too_large, later), content and content_hash (embed only),
--- content_bytes. Locks: none. May call: sidecar_runtime. Raises SC001, SC002, SC003.
+-- content_bytes. Locks: none; an ACCESS EXCLUSIVE lock on the tables is waited for at most lock_timeout. May call: sidecar_runtime. Raises SC001, SC002, SC003.
 CREATE OR REPLACE FUNCTION sidecar.read_documents(
     p_pipeline text, p_model_id text, p_keys text[], p_max_bytes bigint, p_budget bigint)
 RETURNS TABLE (key text, verdict text, content text, content_hash text, content_bytes bigint)
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '500ms' AS $$
 DECLARE
     p sidecar.pipelines := sidecar._workable(p_pipeline, p_model_id);
 BEGIN

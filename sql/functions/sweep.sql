@@ -11,7 +11,8 @@ CREATE OR REPLACE FUNCTION sidecar.sweep(
     p_depth integer DEFAULT 10000)
 RETURNS TABLE (state text, scanned bigint, missing bigint, outdated bigint, wrong_model bigint, surplus bigint,
                enqueued bigint, backfill boolean)
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_nestloop = off AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_nestloop = off
+SET lock_timeout = '500ms' AS $$
 DECLARE
     p sidecar.pipelines;
     w sidecar.sweeps;

@@ -44,7 +44,9 @@ async def _one(bench: Bench, name: str, fault: Fault, amount: int) -> FaultRepor
     try:
         report = await fault.run(bench, amount)
     except Exception as error:  # noqa: BLE001  told in full, and the run fails
-        report = FaultReport(violations=[Violation("torture", f"{error!r}", history=tuple(traceback.format_exc().splitlines()))])
+        report = FaultReport(
+            violations=[Violation("torture", f"{error!r}", history=tuple(traceback.format_exc().splitlines()))]
+        )
     report.claim(report.injected >= amount, "injected", f"{report.injected} injected, {amount} wanted")
     report.facts["seconds"] = round(time.monotonic() - started, 1)
     _say(f"{name}: {report.injected} injected, {len(report.violations)} violations, {report.facts['seconds']} s")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import itertools
 import random
 import tempfile
@@ -67,7 +68,7 @@ class Arena:
         return self.cluster.server.dsn(self.name)
 
     def daemon_url(self, slot: int, port: int | None = None) -> str:
-        """For replica ``slot`` from 1: a runtime role with a password over TCP, through a proxy at ``port`` if given."""
+        """For replica ``slot`` from 1: a runtime role with a password over TCP, through a proxy where one is."""
         host = f"127.0.0.1:{port or self.cluster.port}"
         return f"postgresql://torture_daemon_{slot}:{PASSWORD}@{host}/{self.name}?sslmode=disable"
 
@@ -114,7 +115,9 @@ class Cluster:
     async def start(self) -> None:
         """Start the server, make the roles and the template."""
         await asyncio.to_thread(self.server.start)
-        (self.server.data_dir / "pg_hba.conf").write_text("local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n")
+        (self.server.data_dir / "pg_hba.conf").write_text(
+            "local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
+        )
         await self._execute("postgres", "SELECT pg_reload_conf()", f"CREATE DATABASE {_TEMPLATE}")
         database = await Database.open(self.server.dsn(_TEMPLATE))
         try:
@@ -168,7 +171,7 @@ class Bench:
         self._starting = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
-        folder = tempfile.TemporaryDirectory(prefix="tt", dir="/tmp", ignore_cleanup_errors=True)  # noqa: S108  a socket's path must be short
+        folder = tempfile.TemporaryDirectory(prefix="tt", dir="/tmp", ignore_cleanup_errors=True)
         self.folder = Path(self.stack.enter_context(folder))
         return self
 
@@ -178,6 +181,12 @@ class Bench:
     def rng(self, purpose: str) -> random.Random:
         """A seeded stream of its own for each purpose."""
         return random.Random(f"{self.seed}/{purpose}")  # noqa: S311  a seeded test, no secret
+
+    def mutated(self, name: str) -> Bench:
+        """The same bench, servers and all, whose replicas are mutants."""
+        twin = copy.copy(self)
+        twin.mutant = name
+        return twin
 
     async def cluster(self, name: str = "shared") -> Cluster:
         """A server by name: faults that stop theirs take one of their own."""

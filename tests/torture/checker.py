@@ -113,7 +113,8 @@ class Checker:
     async def _truth(self, connection: asyncpg.Connection, name: str, policy: str) -> list[Violation]:
         found: list[Violation] = []
         rows = await connection.fetch(
-            f"SELECT id::text AS key, CASE WHEN octet_length(content) <= {LARGEST} THEN content END AS content FROM {SOURCE}"
+            f"SELECT id::text AS key, CASE WHEN octet_length(content) <= $1 THEN content END AS content FROM {SOURCE}",
+            LARGEST,
         )
         source = {row["key"]: row["content"] for row in rows}
         dead = await connection.fetch(
@@ -131,8 +132,10 @@ class Checker:
             if row["rows"] > 1 or chunk in stored.get(key, {}):
                 found.append(Violation("I3", f"{name}: two rows for {key}/{chunk}", Kind.DUPLICATE, key))
             stored.setdefault(key, {})[chunk] = (row["source_text"], np.array(row["vector"], dtype=np.float32))
-        for key in stored.keys() - source.keys():
-            found.append(Violation("I2", f"{name}: vectors without document {key}", Kind.ORPHAN, key))
+        found += [
+            Violation("I2", f"{name}: vectors without document {key}", Kind.ORPHAN, key)
+            for key in stored.keys() - source.keys()
+        ]
         for key, text in source.items():
             vectors = stored.get(key, {})
             if key in excused and not vectors:
@@ -144,9 +147,7 @@ class Checker:
         found += self._dead_letters(name, dead, source)
         return found
 
-    def _dead_letters(
-        self, name: str, dead: Iterable[asyncpg.Record], source: Collection[str]
-    ) -> list[Violation]:
+    def _dead_letters(self, name: str, dead: Iterable[asyncpg.Record], source: Collection[str]) -> list[Violation]:
         """I6: exactly the planted poison, no other."""
         found = []
         seen: dict[str, str] = {}
@@ -178,33 +179,39 @@ class Checker:
             *(f"q_{name}", f"q_{name}_bulk"),
         )
         return [
-            Violation("I5", f"{r['queue']}/{r['msg_id']} sent {r['sent']} times, ended {r['ended']} times", key=r["key"])
+            Violation(
+                "I5", f"{r['queue']}/{r['msg_id']} sent {r['sent']} times, ended {r['ended']} times", key=r["key"]
+            )
             for r in rows
         ]
 
     async def _regressions(self, connection: asyncpg.Connection, name: str) -> list[Violation]:
         """I7, stricter than asked: no write of an older version ever follows a write of a newer one."""
         rows = await connection.fetch(
-            "WITH v AS (SELECT key, hash, max(seq) AS version FROM audit.versions WHERE hash IS NOT NULL GROUP BY 1, 2), "
+            "WITH v AS (SELECT key, hash, max(seq) AS version FROM audit.versions WHERE hash IS NOT NULL "
+            "GROUP BY 1, 2), "
             "w AS (SELECT w.key, w.seq, v.version, lag(v.version) OVER (PARTITION BY w.key, w.chunk_no ORDER BY w.seq) "
             "AS before FROM audit.writes AS w JOIN v USING (key, hash) WHERE w.pipeline = $1 AND w.op <> 'DELETE') "
             "SELECT key, min(seq) AS seq FROM w WHERE version < before GROUP BY 1",
             name,
         )
-        return [Violation("I7", f"{name}: document {r['key']} went back at write {r['seq']}", Kind.STALE, r["key"]) for r in rows]
+        return [
+            Violation("I7", f"{name}: document {r['key']} went back at write {r['seq']}", Kind.STALE, r["key"])
+            for r in rows
+        ]
 
     async def _depth(self, connection: asyncpg.Connection, name: str) -> int:
         question = f"SELECT (SELECT count(*) FROM pgmq.q_{name}) + (SELECT count(*) FROM pgmq.q_{name}_bulk)"
         return int(await connection.fetchval(question))
 
     async def _leftovers(self, connection: asyncpg.Connection, seconds: float) -> list[Violation]:
-        found = []
-        for name in self._arena.pipelines:
-            for table in (f"q_{name}", f"q_{name}_bulk"):
-                question = "msg_id, read_ct, extract(epoch FROM vt - clock_timestamp())::int AS hidden, message::text"
-                for row in await connection.fetch(f"SELECT {question} FROM pgmq.{table} ORDER BY msg_id LIMIT 3"):
-                    found.append(Violation("I4", f"{table} not empty after {seconds} s: {dict(row)}", Kind.LOST))
-        return found
+        question = "msg_id, read_ct, extract(epoch FROM vt - clock_timestamp())::int AS hidden, message::text"
+        return [
+            Violation("I4", f"{table} not empty after {seconds} s: {dict(row)}", Kind.LOST)
+            for name in self._arena.pipelines
+            for table in (f"q_{name}", f"q_{name}_bulk")
+            for row in await connection.fetch(f"SELECT {question} FROM pgmq.{table} ORDER BY msg_id LIMIT 3")
+        ]
 
     async def _with_history(self, connection: asyncpg.Connection, violation: Violation) -> Violation:
         key = violation.key
@@ -213,8 +220,9 @@ class Checker:
         asked = self._client.history(int(key)) if self._client else []
         rows = await connection.fetch(
             "SELECT at, line FROM ("
-            "SELECT at, seq, format('source %s hash %s tx %s', op, hash, txid) AS line FROM audit.versions WHERE key = $1 "
-            "UNION ALL SELECT at, seq, format('vector %s %s chunk %s hash %s tx %s', op, pipeline, chunk_no, hash, txid) "
+            "SELECT at, seq, format('source %s hash %s tx %s', op, hash, txid) AS line "
+            "FROM audit.versions WHERE key = $1 UNION ALL "
+            "SELECT at, seq, format('vector %s %s chunk %s hash %s tx %s', op, pipeline, chunk_no, hash, txid) "
             "FROM audit.writes WHERE key = $1 "
             "UNION ALL SELECT at, seq, format('message %s %s/%s read %s tx %s', op, queue, msg_id, read_ct, txid) "
             "FROM audit.messages WHERE key = $1) AS h ORDER BY at DESC, seq DESC LIMIT 60",

@@ -124,7 +124,7 @@ class Replica:
         lines = [line for line in self.log().splitlines() if f'"{name}"' in line]
         return [entry for line in lines if (entry := json.loads(line)).get("event") == name]
 
-    async def signal(self, number: signal.Signals) -> None:
+    async def send(self, number: signal.Signals) -> None:
         """Send a signal to the process."""
         if self.alive:
             assert self.process is not None
@@ -165,12 +165,14 @@ class Replica:
         assert self.process is not None
         await self.note_end()
         self.expected.add(self.pid)
-        await self.signal(number)
+        await self.send(number)
         return await asyncio.wait_for(self.process.wait(), seconds)
 
     async def _ready_or_dead(self) -> bool:
         if not self.alive:
-            raise RuntimeError(f"replica {self.slot} ended while starting:\n" + "\n".join(self.log().splitlines()[-15:]))
+            raise RuntimeError(
+                f"replica {self.slot} ended while starting:\n" + "\n".join(self.log().splitlines()[-15:])
+            )
         return (await self.readiness())[0] == httpx.codes.OK
 
     async def _get(self, path: str) -> tuple[int, str]:
@@ -204,12 +206,12 @@ class Fleet:
     async def __aexit__(self, *_: object) -> None:
         for replica in self.replicas:
             if replica.alive:
-                await replica.signal(signal.SIGCONT)
+                await replica.send(signal.SIGCONT)
                 await replica.kill()
 
     async def start(self, **torture: str) -> None:
         """Start all and wait until they are ready."""
-        await asyncio.gather(*[replica.start(**torture) for replica in self.replicas])
+        await asyncio.gather(*[replica.start(ready=True, **torture) for replica in self.replicas])
 
     async def ensure(self) -> None:
         """Start again what has ended, as systemd would, and wait until all are ready."""

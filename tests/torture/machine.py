@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Coroutine
 
-    from sidecar_daemon.domain.messages import Lease, Reading
+    from sidecar_daemon.domain.messages import DocumentKey, Lease, Reading
     from tests.torture.scenes.ground import Ground, Session
 
 KEYS = st.integers(0, 2)
@@ -34,7 +34,7 @@ AND NOT EXISTS (SELECT FROM pgmq.q_chunky AS q WHERE q.message ->> 'document_id'
 AND NOT EXISTS (SELECT FROM pgmq.q_chunky_bulk AS q WHERE q.message ->> 'document_id' = s.id::text)
 AND NOT EXISTS (SELECT FROM pgmq.q_chunky_dlq AS q WHERE q.message ->> 'document_id' = s.id::text
                 AND q.message ->> 'content_hash' = md5(s.content))
-"""  # noqa: S608  constants
+"""
 _ROWS = """
 SELECT e.id, e.chunk_no, e.source_text, e.model FROM chunky_vectors AS e WHERE e.id = ANY ($1)
 """
@@ -45,7 +45,7 @@ class Holder:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self.leases: dict[str, list[Lease]] = {}
+        self.leases: dict[DocumentKey, list[Lease]] = {}
         self.readings: list[Reading] = []
 
     def forget(self) -> None:
@@ -135,9 +135,7 @@ class Machine(RuleBasedStateMachine):
         if not leases:
             return
         if final:
-            step = worker.session.queue.dead_letter(
-                leases, reason="fail", detail="", content_hash=reading.content_hash
-            )
+            step = worker.session.queue.dead_letter(leases, reason="fail", detail="", content_hash=reading.content_hash)
         else:
             step = worker.session.queue.defer(dict.fromkeys(leases, 0.0), code="fail")
         self.do(step)
@@ -208,5 +206,3 @@ class Machine(RuleBasedStateMachine):
         """Give every session the current model."""
         for session in self.ground.sessions:
             session.queue = PostgresQueue(session, PipelineName(CHUNKS), Machine.model, max_document_bytes=MAX_BYTES)  # type: ignore[arg-type]  # see Session
-
-

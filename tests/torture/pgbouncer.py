@@ -7,7 +7,7 @@ import os
 import pwd
 import shutil
 from contextlib import suppress
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from tests.daemon import free_port
 from tests.torture.bench import PASSWORD, SLOTS
@@ -60,6 +60,9 @@ class PgBouncer:
         if nobody is not None:
             for path in (self._folder, *self._folder.iterdir()):
                 os.chown(path, nobody.pw_uid, nobody.pw_gid)
+        account: dict[str, Any] = {}
+        if nobody is not None:
+            account = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
         with (self._folder / "log").open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *(self._program, "pgbouncer.ini"),
@@ -67,7 +70,7 @@ class PgBouncer:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                **({} if nobody is None else {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}),
+                **account,
             )
         await eventually(self._listens, 10, what="PgBouncer")
 

@@ -1,4 +1,4 @@
-"""A TCP proxy of our own between replicas and Postgres: it reads the protocol, so that it can hurt at a chosen place."""
+"""A TCP proxy between replicas and Postgres: it reads the protocol, so that it can hurt at a chosen place."""
 
 from __future__ import annotations
 

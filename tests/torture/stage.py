@@ -79,39 +79,41 @@ async def stage(
         start: whether to start the replicas, or leave that to the block.
     """
     home = await bench.cluster(cluster)
-    async with home.arena(label, seed=bench.seed, pipelines=pipelines) as arena:
-        async with Fleet(arena, bench.folder / arena.name, replicas, **(settings or {})) as fleet:
-            if url_port is not None:
-                for replica in fleet.replicas:
-                    url = arena.daemon_url(replica.slot, url_port)
-                    replica.settings = {"DATABASE_URL": url, **replica.settings}
-            client = Client(arena, rate=rate or 1.0, documents=documents)
-            watch, stop, over = Watch(arena, stalled=stalled), asyncio.Event(), asyncio.Event()
-            on = Stage(arena, fleet, client, FaultReport())
-            await client.fill()
-            fleet.mutant = bench.mutant
-            if start:
-                await fleet.start()
-            watching = asyncio.create_task(watch.run(over))
-            writing = asyncio.create_task(client.run(stop)) if rate else None
-            try:
-                yield on
-                stop.set()
-                if writing is not None:
-                    await writing
-                await fleet.ensure()
-                on.report.violations += await Checker(arena, client, poison=on.poison).everything()
-                on.report.violations += await piled_up(arena, fleet.replicas)
-            except Exception as error:
-                for replica in fleet.replicas:
-                    error.add_note("\n".join([f"replica {replica.slot}:", *_tail(replica.log())]))
-                raise
-            finally:
-                stop.set()
-                over.set()
-                await asyncio.gather(watching, *([writing] if writing else []), return_exceptions=True)
-                await client.close()
-            await _close(on, watch)
+    async with (
+        home.arena(label, seed=bench.seed, pipelines=pipelines) as arena,
+        Fleet(arena, bench.folder / arena.name, replicas, **(settings or {})) as fleet,
+    ):
+        if url_port is not None:
+            for replica in fleet.replicas:
+                url = arena.daemon_url(replica.slot, url_port)
+                replica.settings = {"DATABASE_URL": url, **replica.settings}
+        client = Client(arena, rate=rate or 1.0, documents=documents)
+        watch, stop, over = Watch(arena, stalled=stalled), asyncio.Event(), asyncio.Event()
+        on = Stage(arena, fleet, client, FaultReport())
+        await client.fill()
+        fleet.mutant = bench.mutant
+        if start:
+            await fleet.start()
+        watching = asyncio.create_task(watch.run(over))
+        writing = asyncio.create_task(client.run(stop)) if rate else None
+        try:
+            yield on
+            stop.set()
+            if writing is not None:
+                await writing
+            await fleet.ensure()
+            on.report.violations += await Checker(arena, client, poison=on.poison).everything()
+            on.report.violations += await piled_up(arena, fleet.replicas)
+        except Exception as error:
+            for replica in fleet.replicas:
+                error.add_note("\n".join([f"replica {replica.slot}:", *_tail(replica.log())]))
+            raise
+        finally:
+            stop.set()
+            over.set()
+            await asyncio.gather(watching, *([writing] if writing else []), return_exceptions=True)
+            await client.close()
+        await _close(on, watch)
 
 
 async def _close(on: Stage, watch: Watch) -> None:
@@ -121,7 +123,9 @@ async def _close(on: Stage, watch: Watch) -> None:
         await replica.metrics()
         await replica.readiness()
         report.violations += [
-            Violation("crash", f"replica {replica.slot} ended by itself with status {status}", history=_tail(replica.log()))
+            Violation(
+                "crash", f"replica {replica.slot} ended by itself with status {status}", history=_tail(replica.log())
+            )
             for _, status in replica.ended
         ]
     report.violations += watch.violations + leaks(on.fleet.replicas)

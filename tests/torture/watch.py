@@ -21,13 +21,14 @@ MOST_CONNECTIONS = 10
 MOST_DESCRIPTORS = 128
 MOST_THREADS = 64
 _LOOK = """
-SELECT pid, usename, state, wait_event_type = 'Client' AS starved, extract(epoch FROM clock_timestamp() - xact_start)::float AS seconds, left(query, 80) AS query
+SELECT pid, usename, state, wait_event_type = 'Client' AS starved, left(query, 80) AS query,
+       extract(epoch FROM clock_timestamp() - xact_start)::float AS seconds
 FROM pg_stat_activity WHERE datname = current_database() AND usename LIKE 'torture_daemon%' AND xact_start IS NOT NULL
 AND clock_timestamp() - xact_start > make_interval(secs => $1)
 """
 _CONNECTIONS = """
 SELECT usename, count(*) FROM pg_stat_activity
-WHERE datname = current_database() AND usename LIKE 'torture_daemon%' GROUP BY 1
+WHERE datname = current_database() AND usename LIKE 'torture_daemon%' GROUP BY 1 HAVING count(*) > $1
 """
 
 
@@ -79,11 +80,9 @@ class Watch:
 
 async def piled_up(arena: Arena, replicas: list[Replica]) -> list[Violation]:
     """I9 at the end of a fault: connections, descriptors and threads are as few as at the start."""
-    found = []
     async with arena.session() as connection:
-        for row in await connection.fetch(_CONNECTIONS):
-            if row["count"] > MOST_CONNECTIONS:
-                found.append(Violation("I9", f"{row['usename']} has {row['count']} connections"))
+        rows = await connection.fetch(_CONNECTIONS, MOST_CONNECTIONS)
+    found = [Violation("I9", f"{row['usename']} has {row['count']} connections") for row in rows]
     for replica in replicas:
         if replica.alive:
             has = replica.resources()

@@ -33,7 +33,9 @@ async def run(bench: Bench, times: int) -> FaultReport:
     """Die ``times`` times at each point. ``injected`` counts rounds over all points."""
     async with stage(bench, "t2", replicas=1, documents=40, start=False) as on, on.arena.session() as connection:
         await connection.execute((HERE / "failpoints.sql").read_text())
-        await connection.execute("SELECT audit.plant($1::regclass, $2::regclass)", f"{CHUNKS}_vectors", f"pgmq.q_{CHUNKS}")
+        await connection.execute(
+            "SELECT audit.plant($1::regclass, $2::regclass)", f"{CHUNKS}_vectors", f"pgmq.q_{CHUNKS}"
+        )
         died: Counter[str] = Counter()
         for _ in range(times):
             for point in POINTS:
@@ -67,7 +69,7 @@ async def _die_in_process(on: Stage, connection: asyncpg.Connection, point: str)
     elif step == "release":
         await replica.until_ready()
         await eventually(lambda: _in_flight(connection), 30, what="work in flight")
-        await replica.signal(signal.SIGTERM)
+        await replica.send(signal.SIGTERM)
     status = await ended
     on.report.claim(status == -signal.SIGKILL, "T2", f"replica ended with {status} instead of dying at {point}")
 

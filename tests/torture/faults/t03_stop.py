@@ -1,4 +1,4 @@
-"""T3: SIGSTOP until the leases of what it holds have expired, then SIGCONT: it wakes up believing that it holds them."""
+"""T3: SIGSTOP until the leases of what it holds have expired, then SIGCONT: it believes that it holds them."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ async def run(bench: Bench, stops: int) -> FaultReport:
             await on.pause(0.5, 1.5)
             victims = on.rng.sample(on.fleet.replicas, k=2)
             for victim in victims:
-                await victim.signal(signal.SIGSTOP)
+                await victim.send(signal.SIGSTOP)
             await on.pause(LEASE_SECONDS + 0.5, LEASE_SECONDS + 3)
             for victim in victims:
-                await victim.signal(signal.SIGCONT)
+                await victim.send(signal.SIGCONT)
             on.report.injected += len(victims)
     return on.report

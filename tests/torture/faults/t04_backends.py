@@ -22,7 +22,7 @@ async def run(bench: Bench, kills: int) -> FaultReport:
     """Terminate one connection after the other, now and then all of them, busy ones first."""
     async with stage(bench, "t4", pipelines=BOTH) as on, on.arena.session() as connection:
         while on.report.injected < kills:
-            await on.pause(0.05, 0.4)
+            await on.pause(0.02, 0.3)
             many = 100 if on.rng.random() < 0.1 else 1
             on.report.injected += await connection.fetchval(_KILL, many)
     return on.report

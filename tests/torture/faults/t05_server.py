@@ -82,7 +82,8 @@ async def _backlog(on: Stage, documents: int) -> None:
     first = _FIRST + on.report.injected * 100_000
     async with on.arena.session() as connection:
         await connection.execute(
-            f"INSERT INTO {SOURCE} SELECT n, '{CANARY} backlog ' || n FROM generate_series($1::bigint, $2::bigint) AS n "
+            f"INSERT INTO {SOURCE} SELECT n, '{CANARY} backlog ' || n "
+            "FROM generate_series($1::bigint, $2::bigint) AS n "
             "ON CONFLICT (id) DO UPDATE SET content = excluded.content || ' again ' || clock_timestamp()",
             *(first, first + documents - 1),
         )

@@ -22,17 +22,19 @@ LOST_COMMITS_A_ROUND = 4
 async def run(bench: Bench, rounds: int) -> FaultReport:
     """Each kind ``rounds`` times, the lost answer more often. ``injected`` counts the rounds, ``kinds`` each kind."""
     home = await bench.cluster()
-    async with Proxy(home.port, bench.rng("wire")) as proxy:
-        async with stage(bench, "t6", replicas=2, rate=40, url_port=proxy.port, stalled=True) as on:
-            kinds: Counter[str] = Counter()
-            for _ in range(rounds):
-                for kind in KINDS:
-                    times = LOST_COMMITS_A_ROUND if kind is Hurt.LOSE_COMMIT else 1
-                    for _ in range(times):
-                        await _once(on, proxy, kind)
-                        kinds[kind.value] += 1
-                on.report.injected += 1
-            on.report.facts["kinds"] = dict(kinds)
+    async with (
+        Proxy(home.port, bench.rng("wire")) as proxy,
+        stage(bench, "t6", replicas=2, rate=40, url_port=proxy.port, stalled=True) as on,
+    ):
+        kinds: Counter[str] = Counter()
+        for _ in range(rounds):
+            for kind in KINDS:
+                times = LOST_COMMITS_A_ROUND if kind is Hurt.LOSE_COMMIT else 1
+                for _ in range(times):
+                    await _once(on, proxy, kind)
+                    kinds[kind.value] += 1
+            on.report.injected += 1
+        on.report.facts["kinds"] = dict(kinds)
     return on.report
 
 

@@ -27,7 +27,9 @@ async def run(bench: Bench, times: int) -> FaultReport:
             texts = [f"{CANARY} mate {i} of killer {n}" for i in range(20)]
             texts[10] = f"{CANARY} {ABORTS} {n}"
             keys = [key + i - 10 for i in range(20)]
-            await connection.execute(f"INSERT INTO {SOURCE} SELECT * FROM unnest($1::bigint[], $2::text[])", keys, texts)
+            await connection.execute(
+                f"INSERT INTO {SOURCE} SELECT * FROM unnest($1::bigint[], $2::text[])", keys, texts
+            )
             before = sum(replica.starts for replica in on.fleet.replicas)
 
             async def buried(key: int = key) -> bool:

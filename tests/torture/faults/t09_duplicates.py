@@ -21,8 +21,9 @@ _EMBEDDED = re.compile(r"^sidecar_batch_documents_sum\{[^}]*\} ([0-9.e+]+)$", re
 _SHUFFLED = f"""
 INSERT INTO pgmq.q_{CHUNKS} (vt, message)
 SELECT clock_timestamp(), jsonb_build_object('document_id', id::text, 'action', 'update')
-FROM {SOURCE} CROSS JOIN generate_series(1, {DUPLICATES - 1}) AS n WHERE id <= {DOCUMENTS} ORDER BY md5(id::text || n || $1)
-"""  # noqa: S608  constants of this module
+FROM {SOURCE} CROSS JOIN generate_series(1, {DUPLICATES - 1}) AS n WHERE id <= {DOCUMENTS}
+ORDER BY md5(id::text || n || $1)
+"""
 
 
 async def run(bench: Bench, replicas: int) -> FaultReport:

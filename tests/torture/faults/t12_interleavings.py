@@ -33,7 +33,7 @@ async def play(bench: Bench, name: str, *, mutant: SqlMutant | None = None) -> F
         if mutant is not None:
             async with arena.session() as connection:
                 await mutant.apply(connection)
-        ground = Ground(arena, report)
+        ground = Ground(arena, report, stride=1 if mutant is None else mutant.stride)
         await ground.open()
         try:
             await SCENES[name](ground)

@@ -31,39 +31,41 @@ if TYPE_CHECKING:
 SEEN_WITHIN, BACK_WITHIN = 10.0, 30.0
 MOST_LINES = 4
 """Log lines of one outage in one replica: one a cause, and the same outage may show itself in several ways."""
-_OUTAGE = re.compile(r"^sidecar_outage\{[^}]*\} 1(\.0)?$", re.MULTILINE)
+_OUTAGE = re.compile(r'^sidecar_circuit_state\{[^}]*state="(open|half_open)"[^}]*\} 1(\.0)?$', re.MULTILINE)
 _VECTORS = f"{CHUNKS}_vectors"
 _SWEEP_DISK_MB = 24
 
 
 async def run(bench: Bench, times: int) -> FaultReport:
     """Each kind ``times`` times. ``injected`` counts rounds over all kinds."""
-    async with disk(bench) as mount:
-        async with stage(bench, "t13", replicas=2, rate=20, settings={"POOLER": "transaction"}) as on:
-            async with on.arena.session() as connection:
-                await _use_disk(connection, mount)
-                kinds: dict[str, Callable[[], AbstractAsyncContextManager[None]]] = {
-                    "disk_full": lambda: _disk_full(mount),
-                    "read_only": lambda: _read_only(on, connection),
-                    "revoked_grant": lambda: _between(
-                        connection,
-                        "REVOKE EXECUTE ON FUNCTION sidecar.lease FROM sidecar_runtime",
-                        "GRANT EXECUTE ON FUNCTION sidecar.lease TO sidecar_runtime",
-                    ),
-                    "renamed_schema": lambda: _between(
-                        connection,
-                        "ALTER SCHEMA sidecar RENAME TO sidecar_away",
-                        "ALTER SCHEMA sidecar_away RENAME TO sidecar",
-                    ),
-                    "statement_timeout": lambda: _slow(on, connection),
-                    "held_locks": lambda: _held_locks(on),
-                }
-                for _ in range(times):
-                    for kind, breaking in kinds.items():
-                        await _once(on, connection, kind, breaking)
-                    on.report.injected += 1
-            on.report.facts["kinds"] = len(kinds)
-            await _leave_disk(on)
+    async with (
+        disk(bench) as mount,
+        stage(bench, "t13", replicas=2, rate=20, settings={"POOLER": "transaction"}) as on,
+    ):
+        async with on.arena.session() as connection:
+            await _use_disk(connection, mount)
+            kinds: dict[str, Callable[[], AbstractAsyncContextManager[None]]] = {
+                "disk_full": lambda: _disk_full(connection, mount),
+                "read_only": lambda: _read_only(on, connection),
+                "revoked_grant": lambda: _between(
+                    connection,
+                    "REVOKE EXECUTE ON FUNCTION sidecar.lease FROM sidecar_runtime",
+                    "GRANT EXECUTE ON FUNCTION sidecar.lease TO sidecar_runtime",
+                ),
+                "renamed_schema": lambda: _between(
+                    connection,
+                    "ALTER SCHEMA sidecar RENAME TO sidecar_away",
+                    "ALTER SCHEMA sidecar_away RENAME TO sidecar",
+                ),
+                "statement_timeout": lambda: _slow(on, connection),
+                "held_locks": lambda: _held_locks(on),
+            }
+            for _ in range(times):
+                for kind, breaking in kinds.items():
+                    await _once(on, connection, kind, breaking)
+                on.report.injected += 1
+        on.report.facts["kinds"] = len(kinds)
+        await _leave_disk(on)
     return on.report
 
 
@@ -125,10 +127,14 @@ async def disk(bench: Bench) -> AsyncIterator[Path]:
     folder = bench.folder / "disk"
     folder.mkdir()
     done = subprocess.run(  # noqa: ASYNC221  takes milliseconds
-        ["mount", "-t", "tmpfs", "-o", f"size={_SWEEP_DISK_MB}m", "torture", str(folder)], check=False, capture_output=True
+        ["mount", "-t", "tmpfs", "-o", f"size={_SWEEP_DISK_MB}m", "torture", str(folder)],
+        check=False,
+        capture_output=True,
     )
     if done.returncode != 0:
-        raise RuntimeError("T13 fills a disk and therefore mounts a tmpfs: run it as root, or leave it out: --without T13")
+        raise RuntimeError(
+            "T13 fills a disk and therefore mounts a tmpfs: run it as root, or leave it out: --without T13"
+        )
     try:
         yield folder
     finally:
@@ -152,8 +158,9 @@ async def _leave_disk(on: Stage) -> None:
 
 
 @asynccontextmanager
-async def _disk_full(mount: Path) -> AsyncIterator[None]:
+async def _disk_full(connection: asyncpg.Connection, mount: Path) -> AsyncIterator[None]:
     ballast = mount / "ballast"
+    await connection.execute(f"VACUUM FULL {_VECTORS}")  # else what fits into old pages would still be written
     await asyncio.to_thread(_fill, ballast)
     try:
         yield
@@ -184,13 +191,17 @@ async def _read_only(on: Stage, connection: asyncpg.Connection) -> AsyncIterator
     """As after a demotion: sessions of ours cannot write; the connections go with it."""
     end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename LIKE 'torture_daemon%' AND datname = $1"
     for slot in range(1, len(on.fleet.replicas) + 1):
-        await connection.execute(f"ALTER ROLE torture_daemon_{slot} IN DATABASE {on.arena.name} SET default_transaction_read_only = on")
+        await connection.execute(
+            f"ALTER ROLE torture_daemon_{slot} IN DATABASE {on.arena.name} SET default_transaction_read_only = on"
+        )
     await connection.execute(end, on.arena.name)
     try:
         yield
     finally:
         for slot in range(1, len(on.fleet.replicas) + 1):
-            await connection.execute(f"ALTER ROLE torture_daemon_{slot} IN DATABASE {on.arena.name} RESET default_transaction_read_only")
+            await connection.execute(
+                f"ALTER ROLE torture_daemon_{slot} IN DATABASE {on.arena.name} RESET default_transaction_read_only"
+            )
         await connection.execute(end, on.arena.name)
 
 
@@ -200,7 +211,9 @@ async def _slow(on: Stage, connection: asyncpg.Connection) -> AsyncIterator[None
     end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename LIKE 'torture_daemon%' AND datname = $1"
     slots = range(1, len(on.fleet.replicas) + 1)
     for slot in slots:
-        await connection.execute(f"ALTER ROLE torture_daemon_{slot} IN DATABASE {on.arena.name} SET statement_timeout = '50ms'")
+        await connection.execute(
+            f"ALTER ROLE torture_daemon_{slot} IN DATABASE {on.arena.name} SET statement_timeout = '50ms'"
+        )
     await connection.execute(
         "CREATE OR REPLACE FUNCTION audit.crawl() RETURNS trigger LANGUAGE plpgsql AS "
         "$$ BEGIN PERFORM pg_sleep(0.2); RETURN NULL; END $$"
@@ -214,7 +227,9 @@ async def _slow(on: Stage, connection: asyncpg.Connection) -> AsyncIterator[None
     finally:
         await connection.execute(f"DROP TRIGGER crawl ON {_VECTORS}")
         for slot in slots:
-            await connection.execute(f"ALTER ROLE torture_daemon_{slot} IN DATABASE {on.arena.name} RESET statement_timeout")
+            await connection.execute(
+                f"ALTER ROLE torture_daemon_{slot} IN DATABASE {on.arena.name} RESET statement_timeout"
+            )
         await connection.execute(end, on.arena.name)
 
 

@@ -1,4 +1,4 @@
-"""T15: SIGTERM, again and again, with work in flight: it ends in time, leases are visible at once, nothing is blamed."""
+"""T15: SIGTERM, again and again, under load: it ends in time, leases are visible at once, nothing is blamed."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ SPARE = 5.0
 """Seconds beyond the drain limit: closing the endpoints and connections, on a loaded machine."""
 VISIBLE_WITHIN = 1.0
 """Seconds after the exit."""
-_HELD = f"SELECT count(*) FROM pgmq.q_{CHUNKS} WHERE vt > clock_timestamp()"  # noqa: S608  a constant
+_HELD = f"SELECT count(*) FROM pgmq.q_{CHUNKS} WHERE vt > clock_timestamp()"
 _BURNED = f"""
 SELECT count(*) FROM pgmq.q_{CHUNKS} WHERE read_ct > coalesce((message #>> '{{sidecar,excused}}')::int, 0)
-"""  # noqa: S608  a constant
+"""
 
 
 async def run(bench: Bench, times: int) -> FaultReport:

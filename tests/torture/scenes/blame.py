@@ -76,7 +76,7 @@ async def replay_is_clean(ground: Ground) -> None:
     session = ground.sessions[0]
     for _ in range(4):
         lease = await _lease_of(ground, key)
-        await session.queue.defer({lease: 0.0}, code="scene")
+        await session.queue.release([lease])
     lease = await _lease_of(ground, key)
     await session.queue.dead_letter([lease], reason="scene", detail="", content_hash=None)
     await session.fetch_value("SELECT sidecar.replay($1)", "chunky")

@@ -12,8 +12,8 @@ from sidecar_daemon.adapters.postgres.errors import translated
 from sidecar_daemon.adapters.postgres.queue import PostgresQueue
 from sidecar_daemon.domain.messages import Chunk, Lane, LongDocuments, PipelineName, Settlement
 from sidecar_daemon.domain.outcomes import Verdict
-from tests.torture.bench import CANARY, CHUNKS, MODEL, SOURCE
-from tests.torture.embedder import REFERENCE
+from tests.torture.bench import CANARY, CHUNKS, SOURCE
+from tests.torture.embedder import MODEL, REFERENCE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,8 +61,9 @@ class Session:
 class Ground:
     """One arena for many scenes; each document of each scene has a key of its own, so nothing is ever reset."""
 
-    def __init__(self, arena: Arena, report: FaultReport) -> None:
-        """Bind an arena; ``open`` connects."""
+    def __init__(self, arena: Arena, report: FaultReport, *, stride: int = 1) -> None:
+        """Bind an arena; ``open`` connects. ``stride``: play every n-th order only, for mutants."""
+        self.stride = stride
         self.arena = arena
         self.report = report
         self.sessions: list[Session] = []

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from sidecar_daemon.adapters.postgres.queue import PostgresQueue
 from sidecar_daemon.domain.errors import Refused, SidecarError
 from sidecar_daemon.domain.messages import Chunk, Lane, ModelId, PipelineName, Settlement
-from sidecar_daemon.adapters.postgres.queue import PostgresQueue
 from tests.torture.bench import CHUNKS, HERE
 from tests.torture.embedder import REFERENCE
 from tests.waiting import eventually
@@ -23,7 +23,9 @@ async def edit_inside_settle(ground: Ground) -> None:
     """R1 at its narrowest: the edit commits, and is settled by B, between A's hash check and A's write."""
     a, b, _ = ground.sessions
     await ground.admin.execute((HERE / "failpoints.sql").read_text())
-    await ground.admin.execute("SELECT audit.plant($1::regclass, $2::regclass)", f"{CHUNKS}_vectors", f"pgmq.q_{CHUNKS}")
+    await ground.admin.execute(
+        "SELECT audit.plant($1::regclass, $2::regclass)", f"{CHUNKS}_vectors", f"pgmq.q_{CHUNKS}"
+    )
     key = await ground.document()
     leases = await a.lease(seconds=30)
     (reading,) = await a.queue.read([lease.key for lease in leases if lease.key])
@@ -47,7 +49,8 @@ async def opposite_orders(ground: Ground) -> None:
     a, b, _ = ground.sessions
     for _ in range(ROUNDS):
         keys = [await ground.document() for _ in range(CROWD)]
-        hashes = dict(await ground.admin.fetch("SELECT id, md5(content) FROM documents WHERE id = ANY ($1)", keys))
+        rows = await ground.admin.fetch("SELECT id, md5(content) AS hash FROM documents WHERE id = ANY ($1)", keys)
+        hashes: dict[int, str] = {row["id"]: row["hash"] for row in rows}
 
         async def all_of(session: Session, ordered: list[int], hashes: dict[int, str] = hashes) -> None:
             vector = REFERENCE.embed([REFERENCE.tokenize("any")[0].ids])[0]

@@ -18,7 +18,9 @@ async def finds(ground: Ground) -> None:
     missing, outdated, model, blank, fine = [await ground.document() for _ in range(5)]
     await ground.finish()
     ground.claim((await _sweep(ground)).enqueued == 0, "the sweep enqueued what is true")
-    await ground.admin.execute("SET session_replication_role = replica")  # no triggers: as if acknowledged commits were lost
+    await ground.admin.execute(
+        "SET session_replication_role = replica"
+    )  # no triggers: as if acknowledged commits were lost
     await ground.admin.execute("DELETE FROM chunky_vectors WHERE id = $1", missing)
     await ground.admin.execute("UPDATE documents SET content = 'edited in silence' WHERE id = $1", outdated)
     await ground.admin.execute("UPDATE chunky_vectors SET model = 'other@1' WHERE id = $1", model)
