@@ -80,14 +80,15 @@ LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
         THEN (p_message #>> ARRAY['sidecar', p_field])::integer ELSE 0 END
 $$;
 
--- A message with bookkeeping fields set; everything else is kept.
+-- A message with bookkeeping fields set; everything else is kept. A foreign shape that has no room for them stays as
+-- it is: it becomes a dead letter as it came.
 CREATE OR REPLACE FUNCTION sidecar._noted(p_message jsonb, p_fields jsonb)
 RETURNS jsonb
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT CASE WHEN jsonb_typeof(p_message) = 'object' THEN p_message ELSE '{}'::jsonb END
-        || jsonb_build_object('sidecar',
+    SELECT CASE WHEN jsonb_typeof(p_message) = 'object' THEN p_message || jsonb_build_object('sidecar',
             CASE WHEN jsonb_typeof(p_message -> 'sidecar') = 'object' THEN p_message -> 'sidecar' ELSE '{}'::jsonb END
             || p_fields)
+        ELSE p_message END
 $$;
 
 -- The document key that a message names, raw; null for a foreign shape.

@@ -129,10 +129,14 @@ async def test_a_foreign_shape_is_kept_as_it_came(rig: Rig) -> None:
     shapes = ['{"document_id": "seven", "x": [1]}', '"text"', "[1, 2]", "null"]
     for shape in shapes:
         await rig.connection.execute("SELECT pgmq.send('docs', $1::jsonb)", shape)
+    assert await rig.queue.release(await rig.lease()) == len(shapes), "a drain that came before the burial"
     for lease in await rig.lease():
         assert await bury(rig, lease, reason="malformed") == 1
     letters = await rig.dead()
-    assert [json.loads(d["message"]) for d in letters] == [json.loads(shape) for shape in shapes]
+    kept = [json.loads(d["message"]) for d in letters]
+    assert [{k: v for k, v in m.items() if k != "sidecar"} if isinstance(m, dict) else m for m in kept] == [
+        json.loads(shape) for shape in shapes
+    ]
     assert [d["document_id"] for d in letters] == ["seven", None, None, None]
     assert not any(d["resolved"] for d in letters)
 

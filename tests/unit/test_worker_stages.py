@@ -348,13 +348,30 @@ async def test_a_document_that_a_writer_holds_is_split_off_and_comes_later(bench
         await writer.execute("DELETE FROM docs WHERE id = 2")
         async with running(await bench.worker()):
             await eventually(lambda: bench.told.documents("released") >= 1, what="the held document's release")
-            assert sorted(await rig.embedded()) == [1, 3, 4]
+
+            async def mates() -> bool:
+                return sorted(await rig.embedded()) == [1, 3, 4]
+
+            await eventually(mates, what="the vectors of its mates")
             (message,) = await rig.messages()
             assert message["message"]["sidecar"]["excused"] >= 1
             await transaction.rollback()
             await eventually(bench.settled)
     assert sorted(await rig.embedded()) == [1, 2, 3, 4]
     assert bench.told.events("deferred") == bench.told.events("fault") == []
+
+
+async def test_a_hopeless_document_that_a_writer_holds_makes_nobody_wait(bench: Bench) -> None:
+    """Its dead letter must wait for the writer; what was leased beside it must not."""
+    held = Transient("lock_timeout", "canceling statement due to lock timeout")
+    bench.embedder.poison("poison", Poison("bad_vector", "NaN"))
+    bench.queue.fail("dead_letter", held)
+    await bench.rig.write(k1="poison", k2="good")
+    async with running(await bench.worker()):
+        await eventually(bench.settled)
+    assert [letter["document_id"] for letter in await bench.rig.dead()] == ["1"]
+    assert bench.told.documents("released") == 1
+    assert bench.told.events("fault") == []
 
 
 async def test_texts_beyond_the_budget_come_with_the_next_read(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
