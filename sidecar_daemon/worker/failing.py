@@ -23,6 +23,8 @@ async def fail(state: WorkerState, job: Job, error: Poison) -> None:
     """Blame one document, tried alone: defer it, or move it to the dead letters after its last attempt."""
     state.in_flight.close(job)
     await state.backlog.remove(job.document)
+    if not job.leases:  # lost while it ran: it is somebody else's now, and so is the blame
+        return
     attempt = job.attempt
     if attempt >= state.limits.max_attempts or error.code in PERMANENT:
         await bury(state, job.leases, reason=error.code, detail=str(error), content_hash=job.document.content_hash)

@@ -54,6 +54,8 @@ class Settler:
             if not isinstance(item, Job):
                 prepared.append((None, item))
                 continue
+            if not item.leases:  # lost while it ran: it is somebody else's now
+                continue
             try:
                 prepared.append((item, item.settlement(self._state.pipeline.long_documents)))
             except Poison as error:
