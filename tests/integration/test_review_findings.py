@@ -13,7 +13,7 @@ from sidecar_daemon.adapters.postgres.queue import PostgresQueue
 from sidecar_daemon.domain.errors import Transient
 from sidecar_daemon.domain.messages import DocumentKey, Lane
 from sidecar_daemon.domain.outcomes import Outcome
-from tests.faulty import FaultyEmbedder
+from tests.faulty import FaultyEmbedder, FaultyQueue
 from tests.rig import MAX_BYTES, MODEL, NAME, PLAIN, Rig, Told, blocked, build_worker, running, second_session, table
 from tests.waiting import eventually
 
@@ -87,9 +87,24 @@ async def test_a_document_that_fails_after_its_lease_was_lost_is_left_to_its_new
                 await eventually(lambda: told.events("leases_lost"), what="the lease to be lost")
                 embedder.gate.set()
                 await rig.write(k2="good")
-                await eventually(lambda: rig.embedded(), what="the worker to go on")
+                await eventually(rig.embedded, what="the worker to go on")
         finally:
             embedder.gate.set()
     (left,) = await rig.messages()
     assert (left["read_ct"], left["message"].get("sidecar")) == (2, None)
     assert await rig.dead() == []
+
+
+async def test_one_suspect_at_a_time_is_under_way(rig: Rig) -> None:
+    """Two at once, in the same order after every crash: the neighbour of the culprit was dead-lettered with it."""
+    embedder, told = FaultyEmbedder(PLAIN), Told()
+    await rig.write(k1="innocent", k2="culprit " + "long " * 200, k3="another")
+    await rig.lease()
+    await rig.expire()
+    queue = FaultyQueue(rig.queue)
+    with ThreadPoolExecutor(2) as executor:
+        worker = build_worker(await rig.pipeline(), queue, embedder, told, executor)
+        async with running(worker):
+            await eventually(lambda: told.documents("embedded") == 3, what="all suspects to be settled")
+    assert [name for name, _ in queue.calls if name in {"begin", "settle"}] == ["begin", "settle"] * 3
+    await rig.assert_true()
