@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -12,7 +13,8 @@ from sidecar_daemon.adapters.postgres.queue import PostgresQueue
 from sidecar_daemon.domain.errors import Transient
 from sidecar_daemon.domain.messages import DocumentKey, Lane
 from sidecar_daemon.domain.outcomes import Outcome
-from tests.rig import MAX_BYTES, MODEL, NAME, Rig, blocked, second_session
+from tests.faulty import FaultyEmbedder, FaultyQueue
+from tests.rig import MAX_BYTES, MODEL, NAME, PLAIN, Rig, Told, blocked, build_worker, running, second_session, table
 from tests.waiting import eventually
 
 
@@ -68,3 +70,41 @@ async def test_a_dropped_table_is_an_outage_of_its_pipeline_not_a_crash(rig: Rig
     finally:
         await hasty.close()
     assert await rig.catalog.pipelines() == []
+
+
+async def test_a_document_that_fails_after_its_lease_was_lost_is_left_to_its_new_owner(rig: Rig) -> None:
+    """It has no messages any more, hence no attempt to count: that ended the process."""
+    embedder, told = FaultyEmbedder(PLAIN), Told()
+    embedder.poison("bad")
+    embedder.gate.clear()
+    await rig.write(k1="bad")
+    with ThreadPoolExecutor(2) as executor:
+        worker = build_worker(await rig.pipeline(), rig.queue, embedder, told, executor, lease_seconds=1.5)
+        try:
+            async with running(worker):
+                await asyncio.to_thread(embedder.entered.acquire, timeout=30)
+                await rig.connection.execute(f"UPDATE {table(Lane.LIVE)} SET read_ct = read_ct + 1")
+                await eventually(lambda: told.events("leases_lost"), what="the lease to be lost")
+                embedder.gate.set()
+                await rig.write(k2="good")
+                await eventually(rig.embedded, what="the worker to go on")
+        finally:
+            embedder.gate.set()
+    (left,) = await rig.messages()
+    assert (left["read_ct"], left["message"].get("sidecar")) == (2, None)
+    assert await rig.dead() == []
+
+
+async def test_one_suspect_at_a_time_is_under_way(rig: Rig) -> None:
+    """Two at once, in the same order after every crash: the neighbour of the culprit was dead-lettered with it."""
+    embedder, told = FaultyEmbedder(PLAIN), Told()
+    await rig.write(k1="innocent", k2="culprit " + "long " * 200, k3="another")
+    await rig.lease()
+    await rig.expire()
+    queue = FaultyQueue(rig.queue)
+    with ThreadPoolExecutor(2) as executor:
+        worker = build_worker(await rig.pipeline(), queue, embedder, told, executor)
+        async with running(worker):
+            await eventually(lambda: told.documents("embedded") == 3, what="all suspects to be settled")
+    assert [name for name, _ in queue.calls if name in {"begin", "settle"}] == ["begin", "settle"] * 3
+    await rig.assert_true()

@@ -73,11 +73,12 @@ async def test_a_message_of_a_text_in_the_model_rides_along(bench: Bench) -> Non
     rig = bench.rig
     bench.embedder.gate.clear()
     await rig.write(k1="text")
-    async with running(await bench.worker()):
+    worker = await bench.worker()
+    async with running(worker):
         await entered(bench)
         await rig.connection.execute("SELECT pgmq.send('docs', '{\"document_id\": 1}')")
         await rig.connection.execute("SELECT pgmq.send('docs_bulk', '{\"document_id\": 1}')")
-        await eventually(lambda: sum(name == "read" for name, _ in bench.queue.calls) == 3)
+        await eventually(lambda: [len(job.leases) for job in worker._state.in_flight.jobs] == [3])
         bench.embedder.gate.set()
         await eventually(bench.settled)
     assert bench.embedder.runs == [["text"]]
