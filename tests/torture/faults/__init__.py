@@ -50,6 +50,7 @@ class Fault:
 
 FAULTS = {
     "T1": Fault(t01_kill.run, ci=30, full=1000),
+    "T1-ONNX": Fault(t01_kill.run_with_real_model, ci=3, full=100),
     "T2": Fault(t02_failpoints.run, ci=1, full=50),
     "T3": Fault(t03_stop.run, ci=3, full=200),
     "T4": Fault(t04_backends.run, ci=30, full=1000),
