@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
 from contextlib import suppress
@@ -38,7 +39,7 @@ class Settler:
     async def run(self) -> None:
         """Settle until the last document is through."""
         queue = self._state.settlements
-        while (first := await queue.get()) is not None:
+        while (first := await self._next()) is not None:
             ready = [first]
             while len(ready) < DOCUMENTS_AT_ONCE and not queue.empty():
                 following = queue.get_nowait()
@@ -47,6 +48,15 @@ class Settler:
                     break
                 ready.append(following)
             await self._settle(await self._prepare(ready))
+
+    async def _next(self) -> Job | Settlement | None:
+        """Wait for something to settle. What was given back has come again, or is gone, after twice its delay."""
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(2 * self._state.limits.poll_max):
+                    return await self._state.settlements.get()
+            self._fruitless = 0
+            self._state.patience.relieved()
 
     async def _prepare(self, ready: Sequence[Job | Settlement]) -> list[tuple[Job | None, Settlement]]:
         """Make settlements; from here on, later messages of the same text start anew."""

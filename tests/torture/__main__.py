@@ -65,6 +65,7 @@ async def _run(chosen: dict[str, Fault], profile: str, seed: int, at_once: int) 
                 reports[name] = await _one(bench, name, fault, getattr(fault, profile))
 
         together = [(name, fault) for name, fault in chosen.items() if not fault.alone]
+        together.sort(key=lambda entry: not entry[1].first)
         await asyncio.gather(*[go(name, fault) for name, fault in together])
         for name, fault in chosen.items():
             if fault.alone:

@@ -20,10 +20,12 @@ from sidecar_daemon.adapters.postgres.embedded import EmbeddedServer
 from sidecar_daemon.adapters.postgres.migrate import migrate
 from sidecar_daemon.adapters.postgres.pool import Database
 from tests.daemon import free_port
-from tests.torture.embedder import DIMENSIONS, MODEL
+from tests.torture.embedder import MODEL, REFERENCE, pulled
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
+
+    from sidecar_daemon.ports import Embedder
 
 HERE = Path(__file__).resolve().parent
 SQL = HERE.parents[1] / "sql"
@@ -61,6 +63,10 @@ class Arena:
     pipelines: Mapping[str, str]
     """Policy for long documents by pipeline name."""
     seed: int
+    embedder: Embedder = REFERENCE
+    """What the vectors must be, computed in this process."""
+    models: Path | None = None
+    """Folder of the real model that replicas load; None: they load the test embedder."""
 
     @property
     def admin_url(self) -> str:
@@ -97,7 +103,7 @@ class Arena:
         await connection.execute(
             "SELECT sidecar.attach($1::regclass, ARRAY['content'], p_name => $2, p_embeddings => $2 || '_vectors', "
             "p_model => $3, p_dimensions => $4, p_long_documents => $5, p_index => false)",
-            *(SOURCE, name, MODEL, DIMENSIONS, policy),
+            *(SOURCE, name, MODEL, self.embedder.dimensions, policy),
         )
         await connection.execute("SELECT audit.watch($1)", name)
 
@@ -136,9 +142,13 @@ class Cluster:
         await asyncio.to_thread(self.server.stop, "immediate")
 
     @asynccontextmanager
-    async def arena(self, label: str, *, seed: int, pipelines: Mapping[str, str] | None = None) -> AsyncIterator[Arena]:
-        """A fresh database with its pipelines attached; dropped at the end."""
-        arena = Arena(self, f"{label}_{next(self._numbers)}".lower(), pipelines or {CHUNKS: "chunks"}, seed)
+    async def arena(
+        self, label: str, *, seed: int, pipelines: Mapping[str, str] | None = None, models: Path | None = None
+    ) -> AsyncIterator[Arena]:
+        """A fresh database with its pipelines attached; dropped at the end. ``models``: use the real model there."""
+        embedder = REFERENCE if models is None else await asyncio.to_thread(pulled, models)
+        name = f"{label}_{next(self._numbers)}".lower()
+        arena = Arena(self, name, pipelines or {CHUNKS: "chunks"}, seed, embedder, models)
         async with self._making:  # a template is copied by one at a time
             await self._execute("postgres", f"CREATE DATABASE {arena.name} TEMPLATE {_TEMPLATE}")
         async with arena.session() as connection:

@@ -17,23 +17,26 @@ if TYPE_CHECKING:
 
     import asyncpg
 
+    from sidecar_daemon.ports import Embedder
     from tests.torture.bench import Arena
     from tests.torture.client import Client
     from tests.torture.fleet import Replica
 
 QUIESCE_SECONDS = 90.0
+TOLERANCE = 1e-5
+"""Of a vector's components: a real model's rows differ by less than this between one batch and another."""
 LARGEST = 1_000_000
 """Bytes of a document beyond which the checker does not fetch it: it must be dead."""
 Rows = dict[int, tuple[str | None, "np.ndarray[Any, np.dtype[np.float32]]"]]
 """By chunk number: the text and the vector, float32 of shape ``(dimensions,)``."""
 
 
-def expected_rows(text: str, policy: str) -> Rows:
+def expected_rows(text: str, policy: str, embedder: Embedder = REFERENCE) -> Rows:
     """What the sidecar table must hold for a text: computed here anew, from the text alone."""
     if not text.replace("\ufeff", "").strip():  # nothing but white space, which a byte order mark is as well
         return {}
-    windows = REFERENCE.tokenize(text)
-    vectors = REFERENCE.embed([window.ids for window in windows])
+    windows = embedder.tokenize(text)
+    vectors = embedder.embed([window.ids for window in windows])
     if policy == "mean":
         return {0: (text, combine_windows(vectors, [window.content_tokens for window in windows]))}
     kept = windows[:1] if policy == "truncate" else windows
@@ -143,7 +146,7 @@ class Checker:
             if text is None:
                 found.append(Violation("I6", f"{name}: document {key} is too large and not dead", Kind.LOST, key))
                 continue
-            found += _compare(name, key, expected_rows(text, policy), vectors)
+            found += _compare(name, key, expected_rows(text, policy, self._arena.embedder), vectors)
         found += self._dead_letters(name, dead, source)
         return found
 
@@ -243,7 +246,7 @@ def _compare(name: str, key: str, wanted: Rows, rows: Rows) -> list[Violation]:
     for n, (text, vector) in rows.items():
         if n not in wanted:
             found.append(Violation("I1", f"{name}: document {key} has surplus chunk {n}", Kind.STALE, key))
-        elif wanted[n][0] != text or not np.allclose(wanted[n][1], vector, atol=1e-6):
+        elif wanted[n][0] != text or not np.allclose(wanted[n][1], vector, atol=TOLERANCE):
             found.append(Violation("I1", f"{name}: document {key} chunk {n} is of another text", Kind.STALE, key))
     return found
 

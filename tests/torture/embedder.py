@@ -9,18 +9,24 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from sidecar_daemon.adapters.onnx.fetch import pull
+from sidecar_daemon.adapters.onnx.manifest import load_manifests
+from sidecar_daemon.app.crews import load_onnx
 from sidecar_daemon.domain.errors import Poison
+from sidecar_daemon.settings import ModelSettings, Runtime, installed_folder
 from tests.deterministic import DeterministicEmbedder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from sidecar_daemon.domain.messages import LongDocuments, ModelId, TokenIds, TokenWindow, Vectors
+    from sidecar_daemon.ports import Embedder
 
 DIMENSIONS = 16
 MAX_TOKENS = 32
 MODEL = "tiny"
-"""The manifest that the pipelines name; its files are never loaded."""
+"""The manifest that the pipelines name; its files are loaded by T1-ONNX only."""
 
 RAISES, ABORTS, MAKES_NAN, MAKES_ZERO = "poisonraises", "poisonaborts", "poisonnan", "poisonzero"
 """Words that make a text poison: the model refuses it, dies of it, answers NaN, answers zero."""
@@ -28,6 +34,13 @@ SHOUTS = "poisonshouts"
 """The model refuses it with an error whose own text is poison: NUL, half a surrogate pair, a megabyte."""
 
 REFERENCE = DeterministicEmbedder(dimensions=DIMENSIONS, max_tokens=MAX_TOKENS)
+
+
+def pulled(models: Path) -> Embedder:
+    """The real model ``MODEL``, its files made in ``models`` where they are missing."""
+    manifest = load_manifests(installed_folder("models"))[MODEL]
+    pull(manifest, models, progress=lambda _: None)
+    return load_onnx(manifest, ModelSettings(models, Runtime.AUTO, 1))
 
 
 def _id_of(word: str) -> int:

@@ -81,12 +81,14 @@ class Replica:
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("SIDECAR_", "TORTURE_"))}
         settings = {
             "DATABASE_URL": self.arena.daemon_url(self.slot),
-            "MODELS_DIR": str(self.folder),  # read for manifests; the test embedder needs no file
+            "MODELS_DIR": str(self.arena.models or self.folder),
             **SETTINGS,
             **self.settings,
         }
         environment |= {f"SIDECAR_{name}": value for name, value in settings.items()}
         environment |= {"TORTURE_SEED": str(self.arena.seed), "PYTHONUNBUFFERED": "1"}
+        if self.arena.models is not None:
+            environment["TORTURE_MODEL"] = "real"
         if self.fleet.mutant:
             environment["TORTURE_MUTANT"] = self.fleet.mutant
         environment |= {f"TORTURE_{name.upper()}": value for name, value in torture.items()}

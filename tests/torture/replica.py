@@ -2,6 +2,7 @@
 
 Settings of the daemon come from ``SIDECAR_*`` as always. The torture reads its own from:
 
+    TORTURE_MODEL      ``real``: the model that the pipelines name, instead of the test embedder
     TORTURE_SEED       seeds the embedder's pauses
     TORTURE_SLOWEST    seconds that one run of the model takes at most
     TORTURE_STEADY     1: every run takes that long
@@ -21,7 +22,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sidecar_daemon.app.crews import Parts
+from sidecar_daemon.app.crews import Parts, load_onnx
 from sidecar_daemon.app.daemon import run_daemon
 from sidecar_daemon.domain.errors import Fatal
 from sidecar_daemon.settings import Settings
@@ -31,7 +32,9 @@ from tests.torture.mutants import PYTHON_MUTANTS
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from sidecar_daemon.ports import Queue
+    from sidecar_daemon.adapters.onnx.manifest import Manifest
+    from sidecar_daemon.ports import Embedder, Queue
+    from sidecar_daemon.settings import ModelSettings
 
 STEPS = ("lease", "read", "begin", "settle", "acknowledge", "extend", "defer", "release", "dead_letter")
 """Methods of the queue; each has a point before its call and one after its answer."""
@@ -104,8 +107,11 @@ def main() -> int:
     def wrap(queue: Queue) -> Queue:
         return FailpointQueue(queue, failpoint)  # type: ignore[return-value]  # every method, through __getattr__
 
+    load: Callable[[Manifest, ModelSettings], Embedder] = lambda *_: embedder  # noqa: E731  the other one has a name
+    if os.environ.get("TORTURE_MODEL") == "real":
+        load = load_onnx
     try:
-        return run_daemon(Settings.read(), Parts(load_embedder=lambda *_: embedder, wrap_queue=wrap))
+        return run_daemon(Settings.read(), Parts(load_embedder=load, wrap_queue=wrap))
     except Fatal as error:
         sys.stderr.write(f"error: {error}\n")
         return 1

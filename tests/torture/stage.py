@@ -62,6 +62,7 @@ async def stage(
     settings: Mapping[str, str] | None = None,
     url_port: int | None = None,
     start: bool = True,
+    real_model: bool = False,
 ) -> AsyncIterator[Stage]:
     """Set up an arena with replicas under load; after the block quiesce, check and add what was found.
 
@@ -76,11 +77,14 @@ async def stage(
         stalled: see ``Watch``.
         settings: of the replicas, without the prefix.
         url_port: of a proxy or pooler that the replicas connect to instead of the server.
+        real_model: replicas load the real ONNX model, and vectors are compared with those of the same model here.
         start: whether to start the replicas, or leave that to the block.
     """
     home = await bench.cluster(cluster)
     async with (
-        home.arena(label, seed=bench.seed, pipelines=pipelines) as arena,
+        home.arena(
+            label, seed=bench.seed, pipelines=pipelines, models=bench.folder / "models" if real_model else None
+        ) as arena,
         Fleet(arena, bench.folder / arena.name, replicas, **(settings or {})) as fleet,
     ):
         if url_port is not None:

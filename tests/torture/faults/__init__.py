@@ -44,13 +44,16 @@ class Fault:
     ci: int
     """How often it is injected in the ci profile; 0: not at all."""
     full: int
+    first: bool = False
+    """It takes longest: what is shorter finds its place beside it."""
     alone: bool = False
     """It measures rates or times, or loads the machine so that others would be measured wrong: nothing beside it."""
 
 
 FAULTS = {
-    "T1": Fault(t01_kill.run, ci=30, full=1000),
-    "T2": Fault(t02_failpoints.run, ci=1, full=50),
+    "T1": Fault(t01_kill.run, ci=30, full=1000, first=True),
+    "T1-ONNX": Fault(t01_kill.run_with_real_model, ci=3, full=100),
+    "T2": Fault(t02_failpoints.run, ci=1, full=50, first=True),
     "T3": Fault(t03_stop.run, ci=3, full=200),
     "T4": Fault(t04_backends.run, ci=30, full=1000),
     "T5": Fault(t05_server.run, ci=3, full=100, alone=True),
@@ -60,7 +63,7 @@ FAULTS = {
     "T9": Fault(t09_duplicates.run, ci=5, full=10),
     "T10": Fault(t10_hot.run, ci=20, full=600),
     "T11": Fault(t11_machine.run, ci=200, full=10_000),
-    "T12": Fault(t12_interleavings.run, ci=len(SCENES), full=len(SCENES)),
+    "T12": Fault(t12_interleavings.run, ci=len(SCENES), full=len(SCENES), first=True),
     "T13": Fault(t13_world.run, ci=1, full=10),
     "T14": Fault(t14_pooler.run, ci=1, full=50),
     "T15": Fault(t15_terminate.run, ci=10, full=300),

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from tests.torture.report import FaultReport
 
 
-async def run(bench: Bench, kills: int) -> FaultReport:
+async def run(bench: Bench, kills: int, *, real_model: bool = False) -> FaultReport:
     """Kill replicas at random; the two others go on while one starts again."""
-    async with stage(bench, "t1", pipelines=BOTH) as on:
+    async with stage(bench, "t1", pipelines=BOTH, real_model=real_model) as on:
         returning: set[asyncio.Task[object]] = set()
         while on.report.injected < kills:
             await on.pause(0.5, 2.0)
@@ -31,3 +31,8 @@ async def run(bench: Bench, kills: int) -> FaultReport:
             task.add_done_callback(returning.discard)
         await asyncio.gather(*returning)
     return on.report
+
+
+async def run_with_real_model(bench: Bench, kills: int) -> FaultReport:
+    """The same with the real ONNX model in the replicas."""
+    return await run(bench, kills, real_model=True)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tests.torture.bench import Bench
 
 _FAULTS: dict[str, Callable[[Bench], Awaitable[FaultReport]]] = {
-    "T4": lambda bench: t04_backends.run(bench, 40),
+    "T4": lambda bench: t04_backends.run(bench, 8),
     "T7": lambda bench: t07_poison.run(bench, 1),
     "T8": lambda bench: t08_abort.run(bench, 1),
     "T15": lambda bench: t15_terminate.run(bench, 3),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from sidecar_daemon.adapters.postgres.queue import PostgresQueue
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
     from tests.torture.scenes.ground import Ground, Session
 
 _REACHED = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND classid = 4711 AND objid = 0 AND granted"
-ROUNDS, CROWD = 15, 24
+ROUNDS, CROWD = 3, 9
+_LOCK = "(hashtextextended('chunky' || chr(31) || $1::text, 8088))"
+_WAITING = "SELECT count(*) >= 2 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
 
 
 async def edit_inside_settle(ground: Ground) -> None:
@@ -45,7 +48,10 @@ async def edit_inside_settle(ground: Ground) -> None:
 
 
 async def opposite_orders(ground: Ground) -> None:
-    """Two workers settle the same documents, one in the opposite order: nobody waits for ever, nobody fails."""
+    """Two workers settle the same documents, one in the opposite order: nobody waits for ever, nobody fails.
+
+    The one in the middle is held until both wait: without a common order each then has what the other needs.
+    """
     a, b, _ = ground.sessions
     for _ in range(ROUNDS):
         keys = [await ground.document() for _ in range(CROWD)]
@@ -57,7 +63,13 @@ async def opposite_orders(ground: Ground) -> None:
             chunks = (Chunk(0, "any", vector),)
             await session.queue.settle([Settlement(str(k), hashes[k], chunks, ()) for k in ordered])  # type: ignore[arg-type]  # plain texts for ids
 
-        results = await asyncio.gather(all_of(a, keys), all_of(b, keys[::-1]), return_exceptions=True)
+        middle = str(keys[CROWD // 2])
+        await ground.admin.execute(f"SELECT pg_advisory_lock{_LOCK}", middle)
+        both = asyncio.gather(all_of(a, keys), all_of(b, keys[::-1]), return_exceptions=True)
+        with suppress(AssertionError):  # the one that waited first may give up before the other begins to wait
+            await eventually(lambda: ground.writer.fetchval(_WAITING), 0.4)
+        await ground.admin.execute(f"SELECT pg_advisory_unlock{_LOCK}", middle)
+        results = await both
         for result in results:
             ground.claim(not isinstance(result, SidecarError), f"a settlement failed: {result!r}")
         # What was written here is no function of the text: away with it, the messages are still there.
