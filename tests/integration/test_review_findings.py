@@ -147,3 +147,21 @@ async def test_a_model_that_is_switched_while_settle_waits_is_not_overwritten(ri
         with pytest.raises(Refused):
             await late
     assert await rig.embedded() == {}
+
+
+async def test_a_renamed_column_hurts_no_writer(rig: Rig) -> None:
+    """The trigger names the columns: its error would be the writer's. A sweep finds what was written meanwhile."""
+    await rig.write(k1="one")
+    await rig.drain_queue()
+    await rig.connection.execute("ALTER TABLE docs RENAME body TO content")
+    await rig.connection.execute("UPDATE docs SET content = 'two'")
+    await rig.connection.execute("ALTER TABLE docs RENAME id TO number")
+    await rig.connection.execute("INSERT INTO docs VALUES (2, 'three')")
+    await rig.connection.execute("ALTER TABLE docs RENAME number TO id")
+    await rig.connection.execute(
+        "SELECT sidecar.attach('docs', ARRAY['content'], p_model => 'deterministic', p_model_id => $1, "
+        "p_dimensions => 16)",
+        MODEL,
+    )
+    await rig.queue.sweep(rows=100, interval=0)
+    assert {lease.key for lease in await rig.lease(Lane.BULK)} == {"1", "2"}
