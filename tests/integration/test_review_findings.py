@@ -165,3 +165,22 @@ async def test_a_renamed_column_hurts_no_writer(rig: Rig) -> None:
     )
     await rig.queue.sweep(rows=100, interval=0)
     assert {lease.key for lease in await rig.lease(Lane.BULK)} == {"1", "2"}
+
+
+async def test_a_key_whose_only_index_orders_otherwise_is_refused(connection: asyncpg.Connection) -> None:
+    """The walk orders by the type's own operator and went on by the index's: it skipped rows, or never ended."""
+    await connection.execute("CREATE TABLE notes (id int NOT NULL, body text)")
+    await connection.execute(
+        "CREATE OPERATOR CLASS backwards FOR TYPE int USING btree AS OPERATOR 1 >, OPERATOR 2 >=, OPERATOR 3 =, "
+        "OPERATOR 4 <=, OPERATOR 5 <, FUNCTION 1 btint4cmp(int, int)"
+    )
+    await connection.execute("CREATE UNIQUE INDEX ON notes (id backwards)")
+    assert "column id of table public.notes is no key" in await refusal(connection, key="id")
+
+
+async def test_virtual_content_is_refused(connection: asyncpg.Connection) -> None:
+    """Triggers see null in it: an edit would wait for the sweep."""
+    await connection.execute(
+        "CREATE TABLE notes (id int PRIMARY KEY, raw text, body text GENERATED ALWAYS AS (upper(raw)) VIRTUAL)"
+    )
+    assert "column body of table public.notes is a virtual generated column" in await refusal(connection)
