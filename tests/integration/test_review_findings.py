@@ -11,9 +11,10 @@ import pytest
 from sidecar_daemon.adapters.postgres.operations import PostgresOperations
 from sidecar_daemon.adapters.postgres.pool import Database, Limits
 from sidecar_daemon.adapters.postgres.queue import PostgresQueue
-from sidecar_daemon.domain.errors import Refused, Transient
+from sidecar_daemon.domain.errors import Poison, Refused, Transient
 from sidecar_daemon.domain.messages import DocumentKey, Lane, PipelineName
 from sidecar_daemon.domain.outcomes import Outcome
+from sidecar_daemon.sweeper import Sweeper, SweepLimits
 from tests.faulty import FaultyEmbedder, FaultyQueue
 from tests.integration.attaching import refusal
 from tests.rig import MAX_BYTES, MODEL, NAME, PLAIN, Rig, Told, blocked, build_worker, running, second_session, table
@@ -184,3 +185,22 @@ async def test_virtual_content_is_refused(connection: asyncpg.Connection) -> Non
         "CREATE TABLE notes (id int PRIMARY KEY, raw text, body text GENERATED ALWAYS AS (upper(raw)) VIRTUAL)"
     )
     assert "column body of table public.notes is a virtual generated column" in await refusal(connection)
+
+
+async def test_a_row_that_cannot_be_rendered_stops_a_walk_not_the_process(rig: Rig) -> None:
+    told, queue = Told(), FaultyQueue(rig.queue)
+    queue.fail("sweep", Poison("division_by_zero", "planted"))
+    sweeper = Sweeper(
+        NAME,
+        queue=queue,
+        limits=SweepLimits(interval=0.1, rows=100, duty=1.0),
+        telemetry=told.telemetry,
+        patience=told.patience(),
+        uniform=max,
+    )
+    running_on = asyncio.create_task(sweeper.run())
+    await eventually(lambda: queue.count("sweep") > 1 or running_on.done(), what="the next walk")
+    assert not running_on.done()
+    running_on.cancel()
+    await asyncio.gather(running_on, return_exceptions=True)
+    assert [line["code"] for line in told.events("fault")] == ["division_by_zero"]
