@@ -37,6 +37,7 @@ BEGIN
         RETURN NEXT;
         RETURN;
     END IF;
+    EXECUTE format('SELECT FROM %s LIMIT 0', p.source);  -- its lock before those of the queues, as detach takes them
     EXECUTE format('SELECT (SELECT count(*) FROM (SELECT FROM %s LIMIT $1) AS l) = $1 '
                    'OR (SELECT count(*) FROM (SELECT FROM %s LIMIT $1) AS b) = $1',
         sidecar._queue_table(p.queue, 'live'), sidecar._queue_table(p.queue, 'bulk')) INTO v_deep USING p_depth;
