@@ -26,8 +26,8 @@ WINDOW = 4.0
 """Seconds over which a rate is taken."""
 GOAL, WITHIN = 0.95, 15.0
 """Of the rate before, within seconds of the server accepting connections."""
-BACKLOG = 900
-"""Documents before each crash: some fifteen seconds of work."""
+BACKLOG = 700
+"""Documents before each crash: some twelve seconds of work."""
 _FIRST = 10_000_000
 _WRITTEN = "SELECT count(*) FROM audit.writes WHERE op <> 'DELETE'"
 _KILL_ALL = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename LIKE 'torture_daemon%'"
