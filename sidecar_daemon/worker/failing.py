@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from sidecar_daemon.domain.errors import Refused, Transient
+from sidecar_daemon.domain.errors import Poison, Refused, Transient
 from sidecar_daemon.domain.outcomes import Outcome
 from sidecar_daemon.domain.retry import backoff
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sidecar_daemon.domain.errors import Poison
     from sidecar_daemon.domain.messages import ContentHash, Lease
     from sidecar_daemon.worker.state import Job, WorkerState
 
@@ -64,6 +63,14 @@ async def bury(
         )
     except Refused:
         raise
+    except Poison as error:  # a trigger or a key of the user's own forbids it: not this process's end
+        code, delays = error.code, dict.fromkeys(leases, state.limits.backoff_cap)
+        await state.patience(lambda: state.queue.defer(delays, code=code))
+        state.done(leases)
+        attempt = max(lease.attempt for lease in leases)
+        state.telemetry.deferred(state.pipeline.name, code, attempt=attempt, delay=state.limits.backoff_cap)
+        state.count(Counter({Outcome.DEFERRED: 1}))
+        return
     except Transient:
         await state.patience(lambda: state.queue.release(leases, delay=state.limits.poll_max))
         state.done(leases)

@@ -56,6 +56,10 @@ BEGIN
     IF v_table.relkind NOT IN ('r', 'p') OR v_table.relpersistence = 't' THEN
         PERFORM sidecar._refuse('%s is no permanent table; only those can be attached', p_source::text);
     END IF;
+    IF v_table.relkind = 'r' AND EXISTS (SELECT FROM pg_inherits WHERE inhparent = p_source) THEN
+        PERFORM sidecar._refuse('table %s has tables that inherit from it, whose rows no foreign key can name; attach '
+            'each of them', p_source::text);
+    END IF;
     IF coalesce(cardinality(p_content), 0) = 0 THEN
         PERFORM sidecar._refuse('no content column of table %s is named; name at least one', p_source::text);
     END IF;
@@ -112,7 +116,8 @@ BEGIN
     IF p_index AND p_dimensions <= 2000 THEN  -- pgvector's limit for an HNSW index of type vector
         EXECUTE format('CREATE INDEX ON %s USING hnsw (embedding @extschema:vector@.vector_cosine_ops)', v_name);
     END IF;
-    EXECUTE format('ALTER TABLE %s OWNER TO %I', v_name,
+    -- It stays with whoever attaches, a member of our owner: a trigger of anybody else would run as our owner.
+    EXECUTE format('GRANT SELECT ON %s TO %I', v_name,
         (SELECT r.rolname FROM pg_class AS c JOIN pg_roles AS r ON r.oid = c.relowner WHERE c.oid = p_source));
     EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON %s TO %I', v_name, sidecar._owner());
     RETURN v_name::regclass;
@@ -155,6 +160,10 @@ BEGIN
     IF p.source <> p_source THEN
         PERFORM sidecar._refuse('pipeline %s is attached to %s already; give the pipeline for %s another name',
             p.name, p.source::text, p_source::text);
+    END IF;
+    IF NOT EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = p.source AND a.attname = p.key_column) THEN
+        PERFORM sidecar._refuse('key column %s of pipeline %s is gone from table %s; detach the pipeline and attach it '
+            'again', quote_ident(p.key_column), p.name, p_source::text);
     END IF;
     IF p.dimensions <> p_dimensions THEN
         PERFORM sidecar._refuse('pipeline %s has vectors of %s dimensions, model %s makes %s; detach it first, or give '

@@ -58,9 +58,12 @@ CREATE OR REPLACE FUNCTION sidecar._content(p sidecar.pipelines, p_alias text)
 RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT CASE cardinality(p.content_columns)
-        WHEN 1 THEN format('coalesce(%s.%I::text, '''')', p_alias, p.content_columns[1])
+        WHEN 1 THEN format(CASE WHEN EXISTS (
+                SELECT FROM pg_attribute AS a WHERE a.attrelid = p.source AND a.attname = p.content_columns[1]
+                AND a.atttypid IN ('text'::regtype, 'varchar'::regtype))
+            THEN 'coalesce(%s.%I::text, '''')' ELSE 'concat(%s.%I)' END, p_alias, p.content_columns[1])
         ELSE format('concat_ws(E''\n\n'', %s)',
-            (SELECT string_agg(format('%s.%I::text', p_alias, c), ', ' ORDER BY n)
+            (SELECT string_agg(format('%s.%I', p_alias, c), ', ' ORDER BY n)
              FROM unnest(p.content_columns) WITH ORDINALITY AS u (c, n)))
     END
 $$;

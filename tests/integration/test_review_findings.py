@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
 
+import asyncpg
 import pytest
 
 from sidecar_daemon.adapters.postgres.operations import PostgresOperations
@@ -16,12 +16,9 @@ from sidecar_daemon.domain.messages import DocumentKey, Lane, PipelineName
 from sidecar_daemon.domain.outcomes import Outcome
 from sidecar_daemon.sweeper import Sweeper, SweepLimits
 from tests.faulty import FaultyEmbedder, FaultyQueue
-from tests.integration.attaching import refusal
+from tests.integration.attaching import attach, refusal
 from tests.rig import MAX_BYTES, MODEL, NAME, PLAIN, Rig, Told, blocked, build_worker, running, second_session, table
 from tests.waiting import eventually
-
-if TYPE_CHECKING:
-    import asyncpg
 
 
 @pytest.mark.parametrize("pooler_mode", [False, True])
@@ -204,3 +201,67 @@ async def test_a_row_that_cannot_be_rendered_stops_a_walk_not_the_process(rig: R
     running_on.cancel()
     await asyncio.gather(running_on, return_exceptions=True)
     assert [line["code"] for line in told.events("fault")] == ["division_by_zero"]
+
+
+async def test_an_owner_of_an_attached_table_cannot_run_code_as_ours(connection: asyncpg.Connection) -> None:
+    """Neither by a trigger on the table of vectors, nor by a cast of a content type: both would run as our owner."""
+    role = "mallory"
+    await connection.execute(f"DROP ROLE IF EXISTS {role}")
+    await connection.execute(f"CREATE ROLE {role}")
+    try:
+        await connection.execute(
+            f"CREATE SCHEMA theirs AUTHORIZATION {role}; SET ROLE {role}; SET search_path = theirs"
+        )
+        await connection.execute("CREATE TYPE mood AS (word text)")
+        await connection.execute(
+            """CREATE FUNCTION spy(mood) RETURNS text LANGUAGE sql AS $$ SELECT current_user::text $$"""
+        )
+        await connection.execute("CREATE CAST (mood AS text) WITH FUNCTION spy(mood)")
+        await connection.execute("CREATE TABLE notes (id bigint PRIMARY KEY, body mood)")
+        await connection.execute("INSERT INTO notes VALUES (1, ROW('glad')::mood)")
+        await connection.execute("RESET ROLE; RESET search_path")
+        await attach(connection, "theirs.notes", model_id="m@1")
+        await connection.execute(f"SET ROLE {role}")
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await connection.execute(
+                "CREATE TRIGGER t BEFORE INSERT ON theirs.notes_embeddings "
+                "FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()"
+            )
+        await connection.execute("RESET ROLE")
+        text = await connection.fetchval(
+            "SELECT content FROM sidecar.read_documents('notes', 'm@1', '{1}', 1000, 1000)"
+        )
+        assert text == "(glad)"
+    finally:
+        await connection.execute("RESET ROLE")
+        await connection.execute("DROP SCHEMA theirs CASCADE; DROP OWNED BY mallory; DROP ROLE mallory")
+
+
+async def test_tables_that_others_inherit_from_are_refused(connection: asyncpg.Connection) -> None:
+    await connection.execute("CREATE TABLE notes (id bigint PRIMARY KEY, body text)")
+    await connection.execute("CREATE TABLE more (extra text) INHERITS (notes)")
+    assert await refusal(connection) == (
+        "table public.notes has tables that inherit from it, whose rows no foreign key can name; attach each of them"
+    )
+
+
+async def test_a_renamed_key_is_told_at_the_next_attach(connection: asyncpg.Connection) -> None:
+    await connection.execute("CREATE TABLE notes (id bigint PRIMARY KEY, body text)")
+    await attach(connection)
+    await connection.execute("ALTER TABLE notes RENAME id TO number")
+    assert await refusal(connection) == (
+        "key column id of pipeline notes is gone from table public.notes; detach the pipeline and attach it again"
+    )
+
+
+async def test_a_dead_letter_that_the_users_own_rules_forbid_is_deferred(rig: Rig) -> None:
+    """It must not end the process."""
+    told, queue, embedder = Told(), FaultyQueue(rig.queue), FaultyEmbedder(PLAIN)
+    embedder.poison("poison", Poison("bad_vector", "NaN"))
+    queue.fail("dead_letter", Poison("restrict_violation", "planted"))
+    await rig.write(k1="poison", k2="good")
+    with ThreadPoolExecutor(2) as executor:
+        async with running(build_worker(await rig.pipeline(), queue, embedder, told, executor)):
+            await eventually(lambda: told.documents("dead_lettered") == 1, what="the dead letter, the second time")
+            await eventually(lambda: told.documents("embedded") == 1, what="the vector of its mate")
+    assert [line["reason"] for line in told.events("deferred")] == ["restrict_violation"]
