@@ -12,9 +12,9 @@ COPY pyproject.toml README.md LICENSE ./
 COPY sidecar_daemon ./sidecar_daemon
 COPY sql ./sql
 COPY models ./models
-RUN --mount=type=cache,target=/root/.cache/pip \
-    /opt/sidecar-daemon/bin/pip install --disable-pip-version-check ".${EXTRAS:+[$EXTRAS]}" \
-    && /opt/sidecar-daemon/bin/pip uninstall --yes --quiet pip
+ENV PIP_CACHE_DIR=/var/cache/pip PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN --mount=type=cache,target=/var/cache/pip \
+    /opt/sidecar-daemon/bin/pip install ".${EXTRAS:+[$EXTRAS]}"
 
 FROM ${PYTHON}
 LABEL org.opencontainers.image.title="sidecar-daemon" org.opencontainers.image.licenses="MIT"

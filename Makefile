@@ -37,6 +37,7 @@ endif
 
 test-system: $(VENV)/.installed-dev ## tests that need a tool of the operating system (PgBouncer); says what is missing
 	@$(RUN) -m pytest tests/system $(ARGS)
+	@$(RUN) -m pytest tests/integration/stories --through-pgbouncer $(ARGS)
 
 check: $(VENV)/.installed-dev ## lint, formatting, types, import layers
 	@$(RUN) -m ruff check .

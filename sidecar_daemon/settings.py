@@ -288,7 +288,8 @@ class _Environment(BaseSettings):
     batch_windows: int = _setting(64, "a whole number from 1 to 4096", ge=1, le=4096)
     lease_seconds: float = _setting(60.0, "a number of seconds from 5 to 86400", ge=5, le=_DAY)
     lease_messages: int = _setting(256, "a whole number from 1 to 10000", ge=1, le=10_000)
-    max_attempts: int = _setting(5, "a whole number from 1 to 1000", ge=1, le=1000)
+    max_attempts: int = _setting(5, "a whole number from 2 to 1000", ge=2, le=1000)
+    """At least 2: a process that is killed costs what it held its first attempt."""
     backoff_base: float = _setting(2.0, _SECONDS, gt=0, le=_DAY)
     backoff_cap: float = _setting(900.0, _SECONDS, gt=0, le=_DAY)
     poll_min: float = _setting(0.05, _SECONDS, gt=0, le=_DAY)

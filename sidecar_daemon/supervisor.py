@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 RECONCILE_SECONDS = 2.0
 """How long a change of the pipelines may go unnoticed when its notification is lost."""
 OBSERVE_SECONDS = 5.0
+REFUSALS = {"unknown_pipeline": "detached"}
+"""What a refusal of the database means for a crew, where its code does not say."""
 
 
 @dataclass(slots=True, eq=False)
@@ -41,7 +43,8 @@ class Crew:
 class _Post:
     pipeline: Pipeline
     crew: Crew
-    task: asyncio.Task[None]
+    task: asyncio.Task[str]
+    """Ends with why."""
 
 
 class Supervisor:
@@ -155,9 +158,8 @@ class Supervisor:
             p for p in self._posts.values() if not p.task.done() and not _same(p.pipeline, wanted.get(p.pipeline.name))
         ]
         for post in finished:
-            post.task.result()
             del self._posts[post.pipeline.name]
-            self._telemetry.pipeline_stopped(post.pipeline.name, "refused by the database")
+            self._telemetry.pipeline_stopped(post.pipeline.name, post.task.result())
         for post in changed:
             found = known.get(post.pipeline.name)
             await self._dismiss([post], "detached" if found is None else "changed" if found.enabled else "paused")
@@ -204,8 +206,8 @@ class Supervisor:
             await asyncio.sleep(OBSERVE_SECONDS)
 
 
-async def _work(crew: Crew) -> None:
-    """Work until the worker is stopped; a refusal ends quietly, the next reconcile looks again."""
+async def _work(crew: Crew) -> str:
+    """Work until the worker is stopped; a refusal ends quietly, the next reconcile looks again. Returns why."""
     sweeping = asyncio.create_task(crew.sweeper.run())
     working = asyncio.create_task(crew.worker.run())
     try:
@@ -214,9 +216,13 @@ async def _work(crew: Crew) -> None:
         crew.worker.stop()
         sweeping.cancel()
         results = await asyncio.gather(working, sweeping, return_exceptions=True)
+    why = "stopped"
     for result in results:
-        if isinstance(result, Exception) and not isinstance(result, Refused):
+        if isinstance(result, Refused):
+            why = REFUSALS.get(result.code, result.code)
+        elif isinstance(result, Exception):
             raise result
+    return why
 
 
 def _same(mine: Pipeline, theirs: Pipeline | None) -> bool:

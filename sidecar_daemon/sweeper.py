@@ -8,6 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sidecar_daemon.domain.errors import Poison
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -67,13 +69,24 @@ class Sweeper:
         while True:
             self._wake.clear()
             started = time.monotonic()
-            window = await self._patience(lambda: self._queue.sweep(rows=self._rows, interval=self._limits.interval))
+            try:
+                window = await self._patience(
+                    lambda: self._queue.sweep(rows=self._rows, interval=self._limits.interval)
+                )
+            except Poison as error:  # a row that cannot be rendered: it may hold up this walk, not the process
+                rest = min(self._limits.interval, LONGEST_REST)
+                self._telemetry.fault(f"{self._pipeline} sweep", error, waiting=rest)
+                await self._sleep(rest)
+                continue
             seconds = time.monotonic() - started
             self._telemetry.swept(self._pipeline, window, seconds)
             self._rows = next_rows(self._rows, seconds, most=self._limits.rows)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._rest(window, seconds) * self._uniform(0.8, 1.2)):
-                    await self._wake.wait()
+            await self._sleep(self._rest(window, seconds))
+
+    async def _sleep(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds * self._uniform(0.8, 1.2)):
+                await self._wake.wait()
 
     def _rest(self, window: SweepWindow, seconds: float) -> float:
         """Seconds until the next call."""

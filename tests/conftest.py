@@ -18,6 +18,7 @@ from pgvector.asyncpg import register_vector
 from sidecar_daemon.adapters.postgres.embedded import EmbeddedServer
 from sidecar_daemon.adapters.postgres.migrate import migrate
 from sidecar_daemon.adapters.postgres.pool import Database
+from tests.daemon import Daemon
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Iterator
@@ -80,6 +81,27 @@ def pristine() -> Iterator[Path]:
         with EmbeddedServer(folder / "pg", settings=FAST):
             pass
         yield folder / "pg"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the same tests run with a pooler between the daemon and the server."""
+    parser.addoption("--through-pgbouncer", action="store_true", help="lead every daemon through PgBouncer")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def pooler(request: pytest.FixtureRequest) -> Iterator[None]:
+    """With ``--through-pgbouncer``, a real PgBouncer in transaction mode in front of the session's server."""
+    if not request.config.getoption("--through-pgbouncer"):
+        yield
+        return
+    from tests.system.pgbouncer import pgbouncer
+
+    cluster: EmbeddedServer = request.getfixturevalue("cluster")
+    socket = f"host={cluster.dsn().partition('host=')[2].partition('&')[0]}"
+    with pgbouncer(cluster.dsn()) as through:
+        Daemon.reroute = lambda url: through(url) if socket in url else url
+        yield
+    Daemon.reroute = None
 
 
 @pytest.fixture

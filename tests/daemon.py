@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import httpx
 
@@ -43,6 +43,8 @@ class Daemon:
     """Every line that the process wrote, both streams."""
     process: asyncio.subprocess.Process | None = None
     _reader: asyncio.Task[None] | None = None
+    reroute: ClassVar[Callable[[str], str] | None] = None
+    """Leads every daemon's database URL through a transaction pooler; ``--through-pgbouncer`` sets it."""
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -77,8 +79,11 @@ class Daemon:
 
     async def start(self, *, ready: bool = True, timeout: float = 60.0) -> None:  # noqa: ASYNC109  polls
         """Start the process and, unless told otherwise, wait until it is ready."""
+        url = self.database_url
+        pooled = Daemon.reroute(url) if Daemon.reroute else url
         settings = {
-            "DATABASE_URL": self.database_url,
+            "DATABASE_URL": pooled,
+            "POOLER": "session" if pooled == url else "transaction",
             "MODELS_DIR": str(self.models_dir),
             "HTTP_HOST": "127.0.0.1",
             "HTTP_PORT": str(self.port),

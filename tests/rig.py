@@ -28,8 +28,9 @@ from sidecar_daemon.domain.messages import (
     PipelineName,
     Settlement,
 )
+from sidecar_daemon.patience import Patience
 from sidecar_daemon.telemetry import Telemetry
-from sidecar_daemon.worker import Patience, Worker, WorkerLimits
+from sidecar_daemon.worker import Worker, WorkerLimits
 from tests.deterministic import DeterministicEmbedder
 
 if TYPE_CHECKING:

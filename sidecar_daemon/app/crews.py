@@ -8,13 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sidecar_daemon.adapters.onnx.manifest import find_manifest, load_manifests
+from sidecar_daemon.adapters.onnx.manifest import find_manifest
 from sidecar_daemon.adapters.onnx.session import OnnxEmbedder
 from sidecar_daemon.adapters.postgres.queue import PostgresCatalog, PostgresQueue
 from sidecar_daemon.app.clock import elapsed
+from sidecar_daemon.app.model_files import known_manifests
 from sidecar_daemon.domain.errors import Fatal
 from sidecar_daemon.patience import Patience
-from sidecar_daemon.settings import Settings, installed_folder
 from sidecar_daemon.supervisor import Crew
 from sidecar_daemon.sweeper import Sweeper, SweepLimits
 from sidecar_daemon.worker import Worker, WorkerLimits
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sidecar_daemon.adapters.postgres.pool import Database
     from sidecar_daemon.domain.messages import Pipeline
     from sidecar_daemon.ports import Embedder, Queue
-    from sidecar_daemon.settings import ModelSettings
+    from sidecar_daemon.settings import ModelSettings, Settings
     from sidecar_daemon.telemetry import Telemetry
 
 
@@ -52,7 +52,7 @@ class Hiring:
         self._parts = parts
         self._database = database
         self._telemetry = telemetry
-        self._manifests = load_manifests(installed_folder("models"), settings.model.dir)
+        self._manifests = known_manifests(settings)
         self._embedders: dict[str, Embedder] = {}
         self._executor = ThreadPoolExecutor(settings.model.threads, thread_name_prefix="inference")
 

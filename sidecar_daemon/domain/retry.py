@@ -51,6 +51,7 @@ _MESSAGE_CLASSES = frozenset(
         "22",  # the data cannot be represented
         "23",  # a constraint forbids the data
         "44",  # a view's check forbids the data
+        "P0",  # a trigger of the user's refuses the data
         "54",  # the data is beyond a limit of the server, a full-text vector for one
     }
 )

@@ -60,6 +60,17 @@ class Backlog:
             self._changed.notify_all()
             return batch
 
+    async def take_rest(self, document: Document) -> Batch | None:
+        """Take a batch of one document's windows, without waiting; None when none is left."""
+        async with self._changed:
+            rest = [window for window in self._pending if window.document is document]
+            if not rest:
+                return None
+            batch = next_batch(rest, max_padded_tokens=self._max_padded_tokens, max_windows=self._max_windows)
+            self._pending = remaining(self._pending, batch)
+            self._changed.notify_all()
+            return batch
+
     async def remove(self, document: Document) -> None:
         """Take a document's windows out: it failed, or its leases are lost."""
         async with self._changed:

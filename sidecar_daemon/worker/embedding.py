@@ -26,14 +26,18 @@ class EmbeddingLoop:
         """Take batches until the backlog is closed."""
         while (batch := await self._state.backlog.take()) is not None:
             await self._embed(batch)
+            first = batch.windows[0].document
+            # Whoever waits for a suspect's turn must not hold the thread that its other windows need.
+            while first.suspect and (rest := await self._state.backlog.take_rest(first)) is not None:
+                await self._embed(rest)
 
     async def _embed(self, batch: Batch) -> None:
         """Run one batch; where the model refuses it, run each document alone and blame the one that fails again."""
-        jobs = self._jobs(batch)
+        await self._announce(self._jobs(batch))
+        jobs = self._jobs(batch)  # once more: leases may have been lost while a suspect waited for its turn
         wanted = Batch(tuple(window for window in batch.windows if self._state.in_flight.job_of(window.document)))
         if not jobs:
             return
-        await self._announce(jobs)
         try:
             vectors = await self._infer(wanted)
         except Poison as error:
@@ -54,7 +58,10 @@ class EmbeddingLoop:
     async def _announce(self, jobs: list[Job]) -> None:
         """Before a suspect runs, record it: if the process dies now, the blame is its own."""
         for job in jobs:
-            if job.document.suspect and not job.begun:
+            if not job.document.suspect:
+                continue
+            await self._state.turn(job)
+            if not job.begun:
                 job.begun = True
                 leases = tuple(job.leases)
                 await self._state.patience(lambda leases=leases: self._state.queue.begin(leases))  # type: ignore[misc]  # mypy infers no type for a lambda's default

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from sidecar_daemon.domain.errors import Refused, Transient
 from sidecar_daemon.domain.outcomes import Outcome
 from sidecar_daemon.domain.retry import backoff
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 PERMANENT = frozenset({"bad_vector"})
 """Reasons that another attempt cannot mend: the same text through the same model gives the same answer."""
+CONTENDED = frozenset({"lock_timeout", "statement_timeout", "deadlock"})
+"""The world's faults that one document may be the cause of: a writer holds its row, say."""
 LONGEST_DETAIL = 2048
 """Bytes of a dead letter's detail."""
 
@@ -50,10 +53,22 @@ async def bury(
     detail: str,
     content_hash: ContentHash | None = None,
 ) -> None:
-    """Move one document's messages to the dead letters. Nothing happens where the leases are lost."""
-    moved = await state.patience(
-        lambda: state.queue.dead_letter(leases, reason=reason, detail=storable(detail), content_hash=content_hash)
-    )
+    """Move one document's messages to the dead letters. Nothing happens where the leases are lost.
+
+    A document that a writer holds is released and comes again: nobody waits for it here.
+    """
+    try:
+        moved = await state.patience(
+            lambda: state.queue.dead_letter(leases, reason=reason, detail=storable(detail), content_hash=content_hash),
+            raising=CONTENDED,
+        )
+    except Refused:
+        raise
+    except Transient:
+        await state.patience(lambda: state.queue.release(leases, delay=state.limits.poll_max))
+        state.done(leases)
+        state.count(Counter({Outcome.RELEASED: 1}))
+        return
     state.done(leases)
     if moved:
         attempts = max(lease.attempt for lease in leases)

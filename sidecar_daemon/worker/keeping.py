@@ -32,7 +32,7 @@ class Keeper:
         state = self._state
         if not lost:
             return
-        state.in_flight.leases -= lost
+        state.done(lost)
         dropped = 0
         for job in state.in_flight.jobs:
             job.leases = [lease for lease in job.leases if lease not in lost]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from sidecar_daemon.domain.errors import Poison, Refused, Transient
 from sidecar_daemon.domain.outcomes import Outcome, Verdict
 from sidecar_daemon.telemetry import BatchSettled
-from sidecar_daemon.worker.failing import bury, fail
+from sidecar_daemon.worker.failing import CONTENDED, bury, fail
 from sidecar_daemon.worker.state import Job
 
 if TYPE_CHECKING:
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 DOCUMENTS_AT_ONCE = 64
 """Documents of one transaction at most: it stays far below a second, and larger ones gain nothing."""
-CONTENDED = frozenset({"lock_timeout", "statement_timeout", "deadlock"})
-"""The world's faults that one document of the batch may be the cause of: a writer holds its row, say."""
 FRUITLESS = 3
 """Contended documents in a row, none settled between them, after which the world is told of, not one writer."""
 ANSWERED = {Verdict.GONE: Outcome.GONE, Verdict.UNCHANGED: Outcome.UNCHANGED}

@@ -14,7 +14,7 @@ from sidecar_daemon.domain.windows import combine_windows
 
 if TYPE_CHECKING:
     from collections import Counter
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection
     from concurrent.futures import Executor
 
     from sidecar_daemon.domain.messages import (
@@ -170,10 +170,29 @@ class WorkerState:
     in_flight: InFlight = field(default_factory=InFlight)
     wakes: dict[Lane, asyncio.Event] = field(default_factory=lambda: {lane: asyncio.Event() for lane in Lane})
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    _suspect: Job | None = None
+    """Whose turn it is, or was last."""
+    _freed: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def done(self, leases: Sequence[Lease]) -> None:
+    async def turn(self, job: Job) -> None:
+        """Wait until no other suspect is between the start of its run and its settlement.
+
+        Suspects of one crash come back together, and in the same order: were two under way at once, the neighbour of
+        the culprit would be blamed with it every time.
+        """
+        while (
+            self._suspect is not None
+            and self._suspect is not job
+            and not self.in_flight.leases.isdisjoint(self._suspect.leases)
+        ):
+            self._freed.clear()
+            await self._freed.wait()
+        self._suspect = job
+
+    def done(self, leases: Collection[Lease]) -> None:
         """Messages that are no longer held: acknowledged, made visible again, dead or lost."""
         self.in_flight.leases.difference_update(leases)
+        self._freed.set()
 
     def count(self, outcomes: Counter[Outcome]) -> None:
         """Count documents that ended outside a settle."""

@@ -26,7 +26,7 @@ BEGIN
               WHERE x.indrelid = p_source AND x.indisunique AND x.indisvalid AND x.indimmediate AND x.indnkeyatts = 1
               AND x.indpred IS NULL AND x.indexprs IS NULL AND (p_key IS NOT NULL OR x.indisprimary)) AS i
         JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = i.attnum AND a.attnotnull
-        JOIN pg_opclass AS c ON c.oid = i.opclass
+        JOIN pg_opclass AS c ON c.oid = i.opclass AND c.opcdefault  -- the sweep's ORDER BY is the type's own
         JOIN pg_amop AS m ON m.amopfamily = c.opcfamily AND m.amoplefttype = c.opcintype
             AND m.amoprighttype = c.opcintype AND m.amopstrategy IN (3, 5)
         JOIN pg_operator AS o ON o.oid = m.amopopr
@@ -66,6 +66,12 @@ BEGIN
         PERFORM sidecar._refuse('table %s has no column %s; its columns: %s', p_source::text, quote_ident(v_missing),
             (SELECT string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum) FROM pg_attribute AS a
              WHERE a.attrelid = p_source AND a.attnum > 0 AND NOT a.attisdropped));
+    END IF;
+    SELECT a.attname INTO v_missing FROM pg_attribute AS a
+    WHERE a.attrelid = p_source AND a.attname = ANY (p_content) AND a.attgenerated = 'v' LIMIT 1;
+    IF FOUND THEN
+        PERFORM sidecar._refuse('column %s of table %s is a virtual generated column, which triggers cannot see; make it '
+            'STORED, or name the columns that it is made of', quote_ident(v_missing), p_source::text);
     END IF;
     IF v_table.relrowsecurity AND NOT (
         SELECT r.rolsuper OR r.rolbypassrls OR (r.oid = v_table.relowner AND NOT v_table.relforcerowsecurity)
@@ -250,8 +256,8 @@ BEGIN
 END $$;
 
 -- Undoes attach: triggers, queues (with dead letters), the pipeline, and the table of vectors unless it is kept.
--- Returns the name of the table of vectors. Locks: SHARE ROW EXCLUSIVE on the source, ACCESS EXCLUSIVE on what is
--- dropped, each waited for at most 5 s. May call: members of the owner of schema sidecar.
+-- Returns the name of the table of vectors. Locks: ACCESS EXCLUSIVE on the source (that is what dropping a trigger
+-- takes) for some milliseconds and on what is dropped, each waited for at most 5 s; who comes meanwhile waits behind it. May call: members of the owner of schema sidecar.
 CREATE OR REPLACE FUNCTION sidecar.detach(p_name text, p_keep_embeddings boolean DEFAULT false)
 RETURNS text
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '5s' AS $$
@@ -260,6 +266,8 @@ DECLARE
     v_part text;
     v_embeddings text := p.embeddings::text;
 BEGIN
+    -- The sweep's row first, as the sweep itself does: in the other order the two could deadlock.
+    PERFORM FROM sidecar.sweeps WHERE pipeline = p_name FOR UPDATE;
     -- A source or a table of vectors that was dropped meanwhile leaves nothing to undo there.
     IF EXISTS (SELECT FROM pg_class WHERE oid = p.source) THEN
         EXECUTE format('DROP TRIGGER IF EXISTS %I ON %s', 'sidecar_' || p.name || '_insert', p.source);

@@ -14,7 +14,7 @@ CREATE OR REPLACE FUNCTION sidecar.dead_letter(
 RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '500ms' AS $$
 DECLARE
-    p sidecar.pipelines := sidecar._pipeline(p_pipeline);
+    p sidecar.pipelines := sidecar._intact(p_pipeline);
     v_current text;
     v_count integer;
 BEGIN
@@ -95,7 +95,7 @@ RETURNS TABLE (
     lane text, enqueued_at timestamptz, dead_at timestamptz, resolved boolean, message jsonb)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    p sidecar.pipelines := sidecar._pipeline(p_pipeline);
+    p sidecar.pipelines := sidecar._intact(p_pipeline);
     v_ids bigint[];
     v_keys text[];
 BEGIN

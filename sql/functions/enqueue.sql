@@ -11,7 +11,10 @@ DECLARE
         'INSERT INTO %s (vt, message) SELECT clock_timestamp(), '
         'jsonb_build_object(''document_id'', n.%I::text, ''action'', lower(TG_OP)) FROM new_rows AS n',
         sidecar._queue_table(p.queue, 'live'), p.key_column);
+    v_columns name[] := ARRAY(SELECT DISTINCT c FROM unnest(p.key_column || p.content_columns) AS c);
 BEGIN
+    -- A column that was renamed or dropped must not fail the writer: the daemon tells it, and the sweep that follows the
+    -- next attach finds what was written meanwhile.
     -- Nested loops are off: a cached plan made for one row would be quadratic for an UPDATE of a million.
     EXECUTE format($f$
         CREATE OR REPLACE FUNCTION sidecar.%1$I() RETURNS trigger
@@ -20,6 +23,10 @@ BEGIN
         SET datestyle = 'ISO, YMD' SET intervalstyle = 'postgres' SET timezone = 'UTC'
         SET extra_float_digits = 1 SET bytea_output = 'hex' AS $body$
         BEGIN
+            IF (SELECT count(*) FROM pg_attribute WHERE attrelid = TG_RELID AND attname = ANY (%7$L::name[])
+                AND NOT attisdropped) < %8$s THEN
+                RETURN NULL;
+            END IF;
             IF TG_OP = 'INSERT' THEN
                 %2$s;
             ELSE
@@ -32,7 +39,8 @@ BEGIN
             END IF;
             RETURN NULL;
         END $body$
-    $f$, 'enqueue_' || p.name, v_send, p.key_column, sidecar._content(p, 'o'), sidecar._content(p, 'n'), 'live:' || p.name);
+    $f$, 'enqueue_' || p.name, v_send, p.key_column, sidecar._content(p, 'o'), sidecar._content(p, 'n'), 'live:' || p.name,
+    v_columns, cardinality(v_columns));
     EXECUTE format('REVOKE ALL ON FUNCTION sidecar.%I() FROM PUBLIC', 'enqueue_' || p.name);
 END $$;
 

@@ -18,12 +18,30 @@ BEGIN
     RETURN p;
 END $$;
 
+-- The pipeline's row for whoever reads its tables. Raises SC002, and 42P01 when the source or the table of vectors was
+-- dropped: its name would be a bare number in a statement, and a broken statement is nobody's outage.
+CREATE OR REPLACE FUNCTION sidecar._intact(p_name text)
+RETURNS sidecar.pipelines
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    p sidecar.pipelines := sidecar._pipeline(p_name);
+    v_dropped text;
+BEGIN
+    SELECT what INTO v_dropped FROM (VALUES ('source', p.source), ('table of vectors', p.embeddings)) AS t (what, id)
+    WHERE NOT EXISTS (SELECT FROM pg_class AS c WHERE c.oid = t.id) LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION USING ERRCODE = 'undefined_table', MESSAGE = format(
+            'the %s of pipeline %s was dropped: detach the pipeline', v_dropped, p_name);
+    END IF;
+    RETURN p;
+END $$;
+
 -- The pipeline's row for a worker: raises SC002 unknown, SC003 paused, SC001 when it has another model id.
 CREATE OR REPLACE FUNCTION sidecar._workable(p_name text, p_model_id text)
 RETURNS sidecar.pipelines
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    p sidecar.pipelines := sidecar._pipeline(p_name);
+    p sidecar.pipelines := sidecar._intact(p_name);
 BEGIN
     IF NOT p.enabled THEN
         RAISE EXCEPTION USING ERRCODE = 'SC003', MESSAGE = format('pipeline %s is paused', p_name);
@@ -62,14 +80,15 @@ LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
         THEN (p_message #>> ARRAY['sidecar', p_field])::integer ELSE 0 END
 $$;
 
--- A message with bookkeeping fields set; everything else is kept.
+-- A message with bookkeeping fields set; everything else is kept. A foreign shape that has no room for them stays as
+-- it is: it becomes a dead letter as it came.
 CREATE OR REPLACE FUNCTION sidecar._noted(p_message jsonb, p_fields jsonb)
 RETURNS jsonb
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT CASE WHEN jsonb_typeof(p_message) = 'object' THEN p_message ELSE '{}'::jsonb END
-        || jsonb_build_object('sidecar',
+    SELECT CASE WHEN jsonb_typeof(p_message) = 'object' THEN p_message || jsonb_build_object('sidecar',
             CASE WHEN jsonb_typeof(p_message -> 'sidecar') = 'object' THEN p_message -> 'sidecar' ELSE '{}'::jsonb END
             || p_fields)
+        ELSE p_message END
 $$;
 
 -- The document key that a message names, raw; null for a foreign shape.

@@ -4,7 +4,7 @@
 --   accounted  read_ct of the last lease whose end is known (deferred, released) or whose run was announced (begin)
 --   ended      read_ct of the last lease that was deferred or released: a call that comes late or twice (an extension
 --              under way, an answer that was lost) finds nothing of it to hold, to excuse or to count
--- attempt = read_ct - excused. The first unclean end of a lease counts, and makes the message a suspect. A suspect's
+-- attempt = read_ct - excused, at least 1 whatever a foreign message claims. The first unclean end of a lease counts, and makes the message a suspect. A suspect's
 -- later unclean ends count only when its run had begun: what merely waited beside the culprit is excused.
 -- Locks: row locks on the messages concerned. May call: sidecar_runtime.
 
@@ -27,7 +27,7 @@ DECLARE
     v_innocent bigint[];
 BEGIN
     SELECT array_agg(m.msg_id ORDER BY m.msg_id), array_agg(m.read_ct ORDER BY m.msg_id),
-           array_agg(sidecar._count(m.message, 'excused') + u.innocent::integer ORDER BY m.msg_id),
+           array_agg(least(m.read_ct - 1, sidecar._count(m.message, 'excused') + u.innocent::integer) ORDER BY m.msg_id),
            array_agg(sidecar._named_key(m.message) ORDER BY m.msg_id),
            array_agg(extract(epoch FROM clock_timestamp() - m.enqueued_at)::double precision ORDER BY m.msg_id),
            array_agg(m.message #>> '{sidecar,error}' ORDER BY m.msg_id),

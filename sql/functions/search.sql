@@ -8,7 +8,7 @@ CREATE OR REPLACE FUNCTION sidecar.search(
 RETURNS TABLE (key text, chunk_no integer, similarity double precision, source_text text)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    p sidecar.pipelines := sidecar._pipeline(p_pipeline);
+    p sidecar.pipelines := sidecar._intact(p_pipeline);
 BEGIN
     IF p_k NOT BETWEEN 1 AND 1000 THEN
         RAISE EXCEPTION USING ERRCODE = 'SC010', MESSAGE = format('k is %s; allowed are 1 to 1000', p_k);

@@ -16,14 +16,15 @@ CREATE OR REPLACE FUNCTION sidecar.settle(
 RETURNS TABLE (document integer, outcome text, acknowledged integer, freshness_seconds double precision)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '500ms' AS $$
 DECLARE
-    p sidecar.pipelines := sidecar._pipeline(p_pipeline);
+    p sidecar.pipelines;
     v_outcomes text[];
 BEGIN
+    PERFORM sidecar._lock_documents(p_pipeline, p_keys);
+    p := sidecar._intact(p_pipeline);  -- after the wait: the model may have been switched meanwhile
     IF p.model_id IS DISTINCT FROM p_model_id THEN
         RAISE EXCEPTION USING ERRCODE = 'SC001', MESSAGE = format(
             'pipeline %s needs model %s, these vectors are of %s', p_pipeline, coalesce(p.model_id, 'unset'), p_model_id);
     END IF;
-    PERFORM sidecar._lock_documents(p_pipeline, p_keys);
 
     EXECUTE format($q$
         SELECT array_agg(CASE
@@ -45,9 +46,10 @@ BEGIN
         WHERE e.%2$I %4$s k.key AND e.chunk_no >= k.chunks
     $q$, p.embeddings, p.embeddings_key, p.key_type, p.key_equals) USING p_keys, v_outcomes, p_chunk_docs;
 
+    -- DISTINCT: two texts may name one key (1.0 and 1.00), and a statement may not write a row twice.
     EXECUTE format($q$
         INSERT INTO %1$s AS e (%2$I, chunk_no, source_text, source_text_hash, embedding, model)
-        SELECT ($1)[c.document]::%3$s, c.chunk_no, CASE WHEN $7 THEN c.source_text END, ($2)[c.document], c.embedding, $8
+        SELECT DISTINCT ON (1, 2) ($1)[c.document]::%3$s, c.chunk_no, CASE WHEN $7 THEN c.source_text END, ($2)[c.document], c.embedding, $8
         FROM unnest($3, $4, $5, $6) AS c (document, chunk_no, source_text, embedding)
         WHERE ($9)[c.document] = 'embedded'
         ORDER BY 1, 2

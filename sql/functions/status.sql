@@ -27,7 +27,7 @@ CREATE OR REPLACE FUNCTION sidecar.count_documents(p_pipeline text)
 RETURNS TABLE (documents bigint, embedded bigint, stale bigint, missing bigint)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_nestloop = off AS $$
 DECLARE
-    p sidecar.pipelines := sidecar._pipeline(p_pipeline);
+    p sidecar.pipelines := sidecar._intact(p_pipeline);
 BEGIN
     RETURN QUERY EXECUTE format($q$
         SELECT count(*) FILTER (WHERE NOT c.blank),

@@ -14,30 +14,30 @@ RETURNS TABLE (state text, scanned bigint, missing bigint, outdated bigint, wron
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_nestloop = off
 SET lock_timeout = '500ms' AS $$
 DECLARE
-    p sidecar.pipelines := sidecar._pipeline(p_pipeline);
+    p sidecar.pipelines;
     w sidecar.sweeps;
     v_deep boolean;
     v_last text;
 BEGIN
-    IF NOT p.enabled THEN
-        RAISE EXCEPTION USING ERRCODE = 'SC003', MESSAGE = format('pipeline %s is paused', p_pipeline);
-    END IF;
     scanned := 0; missing := 0; outdated := 0; wrong_model := 0; surplus := 0; enqueued := 0; backfill := false;
     IF NOT pg_try_advisory_xact_lock(hashtextextended('sweep' || chr(31) || p_pipeline, 8088)) THEN
         state := 'busy';
         RETURN NEXT;
         RETURN;
     END IF;
-    -- Locked: a request that comes while this window is walked must find its end, not be overwritten by it. The
-    -- pipeline is read again, because the one who held the lock may have changed or detached it.
-    SELECT * INTO w FROM sidecar.sweeps AS s WHERE s.pipeline = p_pipeline FOR UPDATE;
-    p := sidecar._pipeline(p_pipeline);
+    -- In this order: whoever changes a pipeline asks for a walk, and that walk must see what was changed.
+    SELECT * INTO w FROM sidecar.sweeps AS s WHERE s.pipeline = p_pipeline;
+    p := sidecar._intact(p_pipeline);
+    IF NOT p.enabled THEN
+        RAISE EXCEPTION USING ERRCODE = 'SC003', MESSAGE = format('pipeline %s is paused', p_pipeline);
+    END IF;
     backfill := w.backfill;
     IF w.finished_at IS NOT NULL AND w.started_at > clock_timestamp() - make_interval(secs => p_interval) THEN
         state := 'resting';
         RETURN NEXT;
         RETURN;
     END IF;
+    EXECUTE format('SELECT FROM %s LIMIT 0', p.source);  -- its lock before those of the queues, as detach takes them
     EXECUTE format('SELECT (SELECT count(*) FROM (SELECT FROM %s LIMIT $1) AS l) = $1 '
                    'OR (SELECT count(*) FROM (SELECT FROM %s LIMIT $1) AS b) = $1',
         sidecar._queue_table(p.queue, 'live'), sidecar._queue_table(p.queue, 'bulk')) INTO v_deep USING p_depth;
@@ -90,7 +90,7 @@ BEGIN
     UPDATE sidecar.sweeps AS s SET
         position = coalesce(v_last, s.position),
         finished_at = CASE WHEN state = 'finished' THEN clock_timestamp() END,
-        backfill = s.backfill AND state <> 'finished',
+        backfill = s.backfill AND (state <> 'finished' OR s.started_at IS NULL),  -- null: asked for meanwhile
         scanned = s.scanned + sweep.scanned, missing = s.missing + sweep.missing,
         outdated = s.outdated + sweep.outdated, wrong_model = s.wrong_model + sweep.wrong_model,
         surplus = s.surplus + sweep.surplus, enqueued = s.enqueued + sweep.enqueued

@@ -6,18 +6,20 @@ import asyncio
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import asyncpg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sidecar_daemon.adapters.postgres.pool import Database
 from sidecar_daemon.adapters.postgres.queue import READ_BUDGET_BYTES, PostgresQueue
 from sidecar_daemon.domain.errors import Refused
 from sidecar_daemon.domain.messages import DocumentKey, Lane, ModelId, PipelineName
 from sidecar_daemon.domain.outcomes import Verdict
-from tests.rig import MAX_BYTES, MODEL, NAME, Rig, md5, second_session, write
+from tests.rig import MAX_BYTES, MODEL, NAME, Rig, attach, md5, second_session, write
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from sidecar_daemon.domain.messages import Lease
 
@@ -89,14 +91,10 @@ def test_random_histories_agree_with_the_rules(event_rig: tuple[asyncio.Runner, 
 
 
 @pytest.fixture
-def event_rig(database_url: str) -> object:
+def event_rig(database_url: str) -> Iterator[tuple[asyncio.Runner, Rig]]:
     """A rig on a loop of the test's own: hypothesis calls plain functions."""
-    from sidecar_daemon.adapters.postgres.pool import Database
-    from tests.rig import attach
 
     async def build() -> Rig:
-        import asyncpg
-
         plain = await asyncpg.connect(database_url)
         await attach(plain)
         return Rig(plain, await Database.open(database_url), database_url)
@@ -187,6 +185,11 @@ async def test_bookkeeping_of_a_foreign_shape_breaks_nothing(rig: Rig) -> None:
     assert [lease.attempt for lease in leases] == [1, 1, 1, 1]
     assert await rig.queue.release(leases) == 4
     assert [lease.attempt for lease in await rig.lease()] == [1, 1, 1, 1]
+
+
+async def test_a_foreign_message_cannot_claim_attempts_away(rig: Rig) -> None:
+    await rig.connection.execute("""SELECT pgmq.send('docs', '{"document_id": 1, "sidecar": {"excused": 999999}}')""")
+    assert (await rig.lease_one()).attempt == 1
 
 
 async def test_a_paused_pipeline_refuses_before_a_read_count_is_burned(rig: Rig) -> None:

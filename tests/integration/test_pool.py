@@ -133,7 +133,7 @@ async def test_a_user_exception_does_not_show_its_text(bare: Database, empty_url
         empty_url,
         f"CREATE FUNCTION shout() RETURNS void LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION '{CANARY}'; END $$",
     )
-    assert isinstance(await failure(bare, "SELECT shout()"), Fatal)
+    assert isinstance(await failure(bare, "SELECT shout()"), Poison)
 
 
 async def test_locks_and_statements_have_limits(bare: Database, empty_url: str) -> None:

@@ -81,11 +81,12 @@ async def test_a_dead_letter_is_left_alone_until_its_content_changes(rig: Rig) -
 @pytest.mark.parametrize("key", ["bigint", "uuid", "text"])
 async def test_it_walks_window_by_window_with_any_key(rig: Rig, key: str) -> None:
     await rig.connection.execute("SELECT sidecar.detach('docs'); DROP TABLE docs")
-    values: list[Any] = {
+    by_type: dict[str, list[Any]] = {
         "bigint": [-(2**63), -5, -1, 0, 3, 20, 100, 2**63 - 1],
         "uuid": [uuid.UUID(int=n**9) for n in range(1, 9)],
         "text": ["", " ", "A", "a", "B", "it's", 'quo"te', "ü"],
-    }[key]
+    }
+    values = by_type[key]
     await rig.connection.execute(f"CREATE TABLE docs (id {key} PRIMARY KEY, body text)")
     await rig.connection.execute(f"INSERT INTO docs SELECT k, 'text' FROM unnest($1::{key}[]) AS k", values)
     await rig.connection.execute("ALTER TABLE docs RENAME TO before")

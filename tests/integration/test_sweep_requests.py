@@ -35,7 +35,9 @@ async def test_a_request_during_a_walk_is_not_lost(notes: asyncpg.Connection, da
         await blocking.rollback()
         assert await walking == "finished"
         await asking
+        assert await notes.fetchval("SELECT backfill FROM sidecar.sweeps"), "without the limit of routine walks"
         assert await sweep(notes) == "finished", "the walk that was asked for, not a rest"
+        assert await sweep(notes) == "resting"
     finally:
         await walker.close()
         await asker.close()

@@ -101,8 +101,10 @@ async def test_it_staffs_what_is_there_and_drains_at_the_end(bench: Bench) -> No
         await eventually(bench.settled)
         await eventually(lambda: office.supervisor.not_ready() == [])
         await eventually(
-            lambda: bench.told.registry.get_sample_value("sidecar_queue_depth", {"pipeline": NAME, "lane": "live"})
-            is not None
+            lambda: (
+                bench.told.registry.get_sample_value("sidecar_queue_depth", {"pipeline": NAME, "lane": "live"})
+                is not None
+            )
         )
     assert office.supervisor.not_ready() == ["draining"]
     assert office.stopped("draining")
@@ -310,7 +312,12 @@ async def test_a_stop_during_a_dismissal_lets_the_crew_drain(bench: Bench, monke
         stops: list[None] = []
         (post,) = office.supervisor._posts.values()
         stop = post.crew.worker.stop
-        monkeypatch.setattr(post.crew.worker, "stop", lambda: (stops.append(None), stop()))
+
+        def counted() -> None:
+            stops.append(None)
+            stop()
+
+        monkeypatch.setattr(post.crew.worker, "stop", counted)
         await execute(bench, "SELECT sidecar.set_enabled('docs', false)")
         office.notify("sweep")
         await eventually(lambda: len(stops) == 2, what="the sweeper's refusal to end the crew")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from typing import TYPE_CHECKING
 
 import pytest
 
 from sidecar_daemon.domain.errors import Fatal, Refused, Transient
+from sidecar_daemon.domain.messages import DocumentKey
 from tests.rig import Rig, running
 from tests.waiting import eventually
 
@@ -188,7 +190,11 @@ async def test_a_bug_ends_the_worker_and_counts_for_what_had_begun(bench: Bench,
     assert culprit["hidden"] > 0
     assert "sidecar" not in culprit["message"]
     await rig.expire()
-    assert {lease.key: lease.attempt for lease in await rig.lease()}["1"] == 2
+    assert {lease.key: lease.attempt for lease in await rig.lease()}[DocumentKey("1")] == 2
+
+
+def broke_or_buried(bench: Bench, task: asyncio.Task[None]) -> bool:
+    return task.done() or len(bench.told.events("dead_lettered")) == 1
 
 
 async def test_a_text_that_breaks_the_worker_again_and_again_is_buried(bench: Bench) -> None:
@@ -199,7 +205,7 @@ async def test_a_text_that_breaks_the_worker_again_and_again_is_buried(bench: Be
     for _ in range(8):
         worker = await bench.worker(threads=1, max_attempts=3)
         task = asyncio.create_task(worker.run())
-        await eventually(lambda task=task: task.done() or len(bench.told.events("dead_lettered")) == 1)  # type: ignore[misc]  # mypy infers no type for a lambda's default
+        await eventually(functools.partial(broke_or_buried, bench, task))
         if not task.done():
             await eventually(bench.settled)
             worker.stop()
@@ -223,9 +229,10 @@ async def test_a_settler_that_breaks_while_draining_ends_the_drain(bench: Bench)
     await bench.rig.write(k3=" ")
     await gate.reached.wait()
     worker.stop()
+    await eventually(lambda: worker._state.backlog._closed, what="the drain to begin")
     gate.open.set()
     with pytest.raises(Bug):
-        await asyncio.wait_for(task, 60)
+        await asyncio.wait_for(task, 20)  # the model would wait longer at its gate
 
 
 async def test_a_cancelled_worker_leaves_nothing_running(bench: Bench) -> None:

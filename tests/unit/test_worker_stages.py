@@ -73,12 +73,27 @@ async def test_a_message_of_a_text_in_the_model_rides_along(bench: Bench) -> Non
     rig = bench.rig
     bench.embedder.gate.clear()
     await rig.write(k1="text")
-    async with running(await bench.worker()):
+    worker = await bench.worker()
+    async with running(worker):
         await entered(bench)
         await rig.connection.execute("SELECT pgmq.send('docs', '{\"document_id\": 1}')")
         await rig.connection.execute("SELECT pgmq.send('docs_bulk', '{\"document_id\": 1}')")
-        await eventually(lambda: sum(name == "read" for name, _ in bench.queue.calls) == 3)
+        await eventually(lambda: [len(job.leases) for job in worker._state.in_flight.jobs] == [3])
         bench.embedder.gate.set()
+        await eventually(bench.settled)
+    assert bench.embedder.runs == [["text"]]
+
+
+async def test_both_lanes_may_bring_one_document_at_the_same_moment(bench: Bench) -> None:
+    """Settled twice in one transaction, it would end the process: one INSERT takes a row once."""
+    gates = [bench.queue.hold("read", after=True) for _ in Lane]
+    await bench.rig.write(k1="text")
+    await bench.rig.connection.execute("SELECT pgmq.send('docs_bulk', '{\"document_id\": 1}')")
+    async with running(await bench.worker()):
+        for gate in gates:
+            await gate.reached.wait()
+        for gate in gates:
+            gate.open.set()
         await eventually(bench.settled)
     assert bench.embedder.runs == [["text"]]
 
@@ -258,7 +273,7 @@ async def test_a_document_whose_lease_was_lost_before_stage_3_is_left_to_others(
         await bench.rig.write(k2="second")
         await eventually(lambda: len(bench.embedder.runs) == 2)
         await bench.rig.connection.execute(
-            "UPDATE pgmq.q_docs SET read_ct = 9, vt = clock_timestamp() + interval '1 h' WHERE msg_id = 2"
+            "UPDATE pgmq.q_docs SET read_ct = 2, vt = clock_timestamp() + interval '1 h' WHERE msg_id = 2"
         )
         await eventually(lambda: bench.told.events("leases_lost"))
         await bench.rig.connection.execute("UPDATE pgmq.q_docs SET vt = clock_timestamp() WHERE msg_id = 2")
@@ -334,13 +349,30 @@ async def test_a_document_that_a_writer_holds_is_split_off_and_comes_later(bench
         await writer.execute("DELETE FROM docs WHERE id = 2")
         async with running(await bench.worker()):
             await eventually(lambda: bench.told.documents("released") >= 1, what="the held document's release")
-            assert sorted(await rig.embedded()) == [1, 3, 4]
+
+            async def mates() -> bool:
+                return sorted(await rig.embedded()) == [1, 3, 4]
+
+            await eventually(mates, what="the vectors of its mates")
             (message,) = await rig.messages()
             assert message["message"]["sidecar"]["excused"] >= 1
             await transaction.rollback()
             await eventually(bench.settled)
     assert sorted(await rig.embedded()) == [1, 2, 3, 4]
     assert bench.told.events("deferred") == bench.told.events("fault") == []
+
+
+async def test_a_hopeless_document_that_a_writer_holds_makes_nobody_wait(bench: Bench) -> None:
+    """Its dead letter must wait for the writer; what was leased beside it must not."""
+    held = Transient("lock_timeout", "canceling statement due to lock timeout")
+    bench.embedder.poison("poison", Poison("bad_vector", "NaN"))
+    bench.queue.fail("dead_letter", held)
+    await bench.rig.write(k1="poison", k2="good")
+    async with running(await bench.worker()):
+        await eventually(bench.settled)
+    assert [letter["document_id"] for letter in await bench.rig.dead()] == ["1"]
+    assert bench.told.documents("released") == 1
+    assert bench.told.events("fault") == []
 
 
 async def test_texts_beyond_the_budget_come_with_the_next_read(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import asyncpg
@@ -27,6 +27,9 @@ _VECTOR_SCHEMA = """
 SELECT n.nspname FROM pg_catalog.pg_extension e
 JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'vector'
 """
+
+_ISOLATION: Final = "read_committed"
+"""Whatever the role or the database defaults to: a function that waits for a lock must see what came meanwhile."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,7 +181,7 @@ class Database:
         Raises:
             SidecarError: for any error of the driver in the block.
         """
-        async with self._connection() as connection, connection.transaction():
+        async with self._connection() as connection, connection.transaction(isolation=_ISOLATION):
             yield connection
 
     async def expire(self) -> None:
@@ -192,7 +195,7 @@ class Database:
                 return await connection.fetch(function_sql, *args)
             # Without a named statement the driver parses and runs in two steps; a transaction pooler may send
             # the two to two servers, unless a transaction holds them together.
-            async with connection.transaction():
+            async with connection.transaction(isolation=_ISOLATION):
                 return await connection.fetch(function_sql, *args)
 
     @asynccontextmanager
@@ -237,6 +240,7 @@ class Database:
                 "lock_timeout": _milliseconds(limits.lock),
                 "idle_in_transaction_session_timeout": _milliseconds(limits.idle_in_transaction),
                 "jit": "off",
+                "default_transaction_isolation": _ISOLATION.replace("_", " "),
             }
         return options
 

@@ -175,6 +175,7 @@ class PostgresQueue:
             reason,
             detail,
             content_hash,
+            retry=False,  # as in settle: a document that a writer holds must not make others wait
         )
         return moved
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -149,6 +149,16 @@ async def test_a_document_that_cannot_be_stored_fails_alone_and_is_replayed_with
     assert "nonsense'" not in letter["detail"], "the detail names the constraint, never the text"
     assert json.loads(letter["message"])["document_id"] == "5"
     await world.sql(f"ALTER TABLE {story.embeddings} DROP CONSTRAINT no_nonsense")
+    await world.pool.execute("SELECT sidecar.set_enabled('picky', false)")
+    await world.daemon.wait_for(lambda: any(stopped(event) for event in world.daemon.events), what="the pause")
     await world.pool.execute("SELECT sidecar.replay($1)", story.name)
+    replayed = await world.pool.fetchrow("SELECT read_ct, message FROM pgmq.q_picky")
+    assert replayed is not None
+    assert (replayed["read_ct"], json.loads(replayed["message"]).keys()) == (0, {"document_id", "action"})
+    await world.pool.execute("SELECT sidecar.set_enabled('picky', true)")
     await story.holds(5, "nonsense")
     await story.dead(0)
+
+
+def stopped(event: dict[str, Any]) -> bool:
+    return (event.get("event"), event.get("pipeline")) == ("pipeline_stopped", "picky")
