@@ -126,6 +126,7 @@ async def _close(on: Stage, watch: Watch) -> None:
     for replica in on.fleet.replicas:
         await replica.metrics()
         await replica.readiness()
+        await replica.note_end()  # who broke may have drained until now
         report.violations += [
             Violation(
                 "crash", f"replica {replica.slot} ended by itself with status {status}", history=_tail(replica.log())

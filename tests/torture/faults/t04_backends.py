@@ -42,7 +42,7 @@ async def run(bench: Bench, kills: int) -> FaultReport:
 
 
 async def _inside_settle(connection: asyncpg.Connection) -> int:
-    """Vectors are written, the commit is near. The statement hears 57P01, which an idle connection never does."""
+    """Vectors are written, the commit is near. The statement fails, which an idle connection never does."""
     await connection.execute("INSERT INTO audit.armed VALUES ('upsert')")
     pid = await eventually(lambda: connection.fetchval(_REACHED), 30, what="a settlement under way")
     await connection.execute("DELETE FROM audit.armed")

@@ -21,7 +21,7 @@ _FAULTS: dict[str, Callable[[Bench], Awaitable[FaultReport]]] = {
     "T15": lambda bench: t15_terminate.run(bench, 3),
 }
 """Smaller amounts than alone: a mutant must be seen at once."""
-AT_ONCE = 3
+AT_ONCE = 4
 """Mutants side by side, each with a database and replicas of its own."""
 
 
