@@ -29,7 +29,7 @@ from sidecar_daemon.domain.messages import (
     Settlement,
 )
 from sidecar_daemon.patience import Patience
-from sidecar_daemon.telemetry import Telemetry
+from sidecar_daemon.telemetry import CIRCUIT_STATES, Telemetry
 from sidecar_daemon.worker import Worker, WorkerLimits
 from tests.deterministic import DeterministicEmbedder
 
@@ -257,6 +257,13 @@ class Told:
     def _keep(self, _: object, __: str, line: MutableMapping[str, Any]) -> str:
         self.lines.append(dict(line))
         raise structlog.DropEvent
+
+    def circuit(self, scope: str = "database") -> str | None:
+        """The state that a breaker's gauge shows."""
+        for state in CIRCUIT_STATES:
+            if self.registry.get_sample_value("sidecar_circuit_state", {"scope": scope, "state": state}):
+                return state
+        return None
 
     def documents(self, outcome: str) -> float:
         """How many documents ended this way."""

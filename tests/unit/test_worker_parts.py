@@ -147,3 +147,58 @@ async def test_patience_lets_through_what_the_caller_names() -> None:
     with pytest.raises(Transient, match="b"):
         await Told().patience()(step, raising={"lock_timeout"})
     assert step.calls == 2
+
+
+async def test_an_open_circuit_holds_the_gate_shut_until_its_probe_works() -> None:
+    told = Told()
+    patience = told.patience()
+    hold = asyncio.Event()
+    failed = asyncio.Event()
+
+    async def step() -> str:
+        if not failed.is_set():
+            failed.set()
+            raise Transient("read_only", "a standby")
+        await hold.wait()
+        return "answer"
+
+    asked = asyncio.create_task(patience(step))
+    await failed.wait()
+    await eventually(lambda: patience.reason == "a standby")
+    gate = asyncio.create_task(patience.closed())
+    assert await patience(Steps()) == "answer"
+    assert not gate.done(), "another step that works does not close it"
+    assert patience.reason == "a standby"
+    hold.set()
+    assert await asked == "answer"
+    await gate
+    assert told.circuit() == "closed"
+
+
+async def test_a_step_is_not_repeated_once_the_caller_stops() -> None:
+    stop = asyncio.Event()
+    patience = Told().patience()
+    step = Steps(*[Transient("disk_full", "no space left")] * 100)
+    asked = asyncio.create_task(patience(step, until=stop))
+    await eventually(lambda: step.calls >= 1)
+    stop.set()
+    with pytest.raises(Transient, match="no space left"):
+        await asked
+    await patience.closed()
+
+
+async def test_trouble_that_the_caller_deals_with_is_told_once_and_taken_back() -> None:
+    told = Told()
+    patience = told.patience()
+    patience.relieved()
+    for _ in range(3):
+        patience.troubled(Transient("statement_timeout", "too slow"), waiting=1.0)
+    assert patience.reason == "too slow"
+    assert told.circuit() == "half_open"
+    await patience.closed()
+    patience.relieved()
+    patience.relieved()
+    assert not patience.reason
+    assert told.circuit() == "closed"
+    assert [line["code"] for line in told.events("fault")] == ["statement_timeout"]
+    assert [line["failed_tries"] for line in told.events("recovered")] == [3]
