@@ -86,8 +86,8 @@ class FaultyQueue:
     async def lease(self, lane: Lane, *, seconds: float, limit: int) -> list[Lease]:
         return await self._through("lease", lane, lambda: self._queue.lease(lane, seconds=seconds, limit=limit))
 
-    async def read(self, keys: Collection[DocumentKey]) -> list[Reading]:
-        return await self._through("read", list(keys), lambda: self._queue.read(keys))
+    async def read(self, keys: Collection[DocumentKey], *, claim_seconds: float | None = None) -> list[Reading]:
+        return await self._through("read", list(keys), lambda: self._queue.read(keys, claim_seconds=claim_seconds))
 
     async def begin(self, leases: Collection[Lease]) -> None:
         await self._through("begin", list(leases), lambda: self._queue.begin(leases))

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 READ_AT_ONCE = 64
 """Documents read and tokenized together: the first of a large lease reach the model while the rest are read."""
+CLAIMED_AGAIN = (0.25, 1.0)
+"""Seconds until a document that another replica embeds is looked at again: about as long as that takes."""
 
 
 class Leaser:
@@ -98,7 +100,7 @@ class Leaser:
         """Read documents; where one cannot be rendered, read each alone and dead-letter the culprit."""
         state = self._state
         try:
-            return await state.patience(lambda: state.queue.read(keys))
+            return await state.patience(lambda: state.queue.read(keys, claim_seconds=state.limits.lease_seconds))
         except Poison as error:
             if len(keys) == 1:
                 await bury(state, by_key[keys[0]], reason=error.code, detail=str(error))
@@ -128,6 +130,7 @@ class Leaser:
         """Send each document where its verdict says."""
         embed: list[Document] = []
         finished: list[Lease] = []
+        claimed: list[Lease] = []
         outcomes: Counter[Outcome] = Counter()
         for reading in readings:
             leases = by_key[reading.key]
@@ -149,12 +152,15 @@ class Leaser:
                         reason="too_large",
                         detail=f"{reading.content_bytes} bytes; SIDECAR_MAX_DOCUMENT_BYTES allows less",
                     )
+                case Verdict.CLAIMED:
+                    claimed += leases
                 case Verdict.LATER:
                     await self._release(leases)
                 case Verdict.MALFORMED:
                     await bury(self._state, leases, reason="malformed", detail="the key is no value of the key's type")
                 case _:
                     assert_never(reading.verdict)
+        await self._release(claimed, delay=self._state.uniform(*CLAIMED_AGAIN))
         await self._acknowledge(finished, outcomes)
         await self._hand_on(embed)
 
@@ -203,9 +209,9 @@ class Leaser:
             self._state.done(leases)
             self._state.count(outcomes)
 
-    async def _release(self, leases: list[Lease]) -> None:
+    async def _release(self, leases: list[Lease], *, delay: float = 0.0) -> None:
         if leases:
-            await self._state.patience(lambda: self._state.queue.release(leases))
+            await self._state.patience(lambda: self._state.queue.release(leases, delay=delay))
             self._state.done(leases)
             self._state.count(Counter({Outcome.RELEASED: len({lease.key for lease in leases})}))
 
