@@ -92,8 +92,11 @@ class Queue(Protocol):
     async def defer(self, delays: Mapping[Lease, float], *, code: str) -> int:
         """Make each message visible again after its delay in seconds; the attempt counts."""
 
-    async def release(self, leases: Collection[Lease], *, delay: float = 0.0) -> int:
-        """Make messages visible after ``delay`` seconds, by default at once; the attempt is excused."""
+    async def release(self, leases: Collection[Lease], *, delay: float = 0.0, keep_claims: bool = False) -> int:
+        """Make messages visible after ``delay`` seconds, by default at once; the attempt is excused.
+
+        ``keep_claims``: these messages had no part in the claims on their documents, which others of ours may have.
+        """
 
     async def dead_letter(
         self, leases: Collection[Lease], *, reason: str, detail: str, content_hash: ContentHash | None

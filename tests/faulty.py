@@ -104,8 +104,10 @@ class FaultyQueue:
     async def defer(self, delays: Mapping[Lease, float], *, code: str) -> int:
         return await self._through("defer", dict(delays), lambda: self._queue.defer(delays, code=code))
 
-    async def release(self, leases: Collection[Lease], *, delay: float = 0.0) -> int:
-        return await self._through("release", list(leases), lambda: self._queue.release(leases, delay=delay))
+    async def release(self, leases: Collection[Lease], *, delay: float = 0.0, keep_claims: bool = False) -> int:
+        return await self._through(
+            "release", list(leases), lambda: self._queue.release(leases, delay=delay, keep_claims=keep_claims)
+        )
 
     async def dead_letter(
         self, leases: Collection[Lease], *, reason: str, detail: str, content_hash: ContentHash | None

@@ -160,9 +160,10 @@ class PostgresQueue:
         """See ``ports.Queue.defer``."""
         return await self._show_again(delays, code=code, excuse=False)
 
-    async def release(self, leases: Collection[Lease], *, delay: float = 0.0) -> int:
+    async def release(self, leases: Collection[Lease], *, delay: float = 0.0, keep_claims: bool = False) -> int:
         """See ``ports.Queue.release``."""
-        return await self._show_again(dict.fromkeys(leases, delay), code="released", excuse=True)
+        delays = dict.fromkeys(leases, delay)
+        return await self._show_again(delays, code="released", excuse=True, keep_claims=keep_claims)
 
     async def dead_letter(
         self, leases: Collection[Lease], *, reason: str, detail: str, content_hash: ContentHash | None
@@ -189,7 +190,9 @@ class PostgresQueue:
         (row,) = await self._database.call("SELECT * FROM sidecar.sweep($1, $2, $3)", self._pipeline, rows, interval)
         return SweepWindow(**dict(row))
 
-    async def _show_again(self, delays: Mapping[Lease, float], *, code: str, excuse: bool) -> int:
+    async def _show_again(
+        self, delays: Mapping[Lease, float], *, code: str, excuse: bool, keep_claims: bool = False
+    ) -> int:
         return sum(
             [
                 await self._database.fetch_value(
@@ -202,7 +205,7 @@ class PostgresQueue:
                     code,
                     excuse,
                     [lease.key for lease in leases],
-                    self._claimant,
+                    None if keep_claims else self._claimant,
                 )
                 for lane, leases in _by_lane(delays)
             ]
