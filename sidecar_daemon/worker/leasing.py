@@ -229,9 +229,7 @@ class Leaser:
 
     async def _release(self, leases: list[Lease], *, delay: float = 0.0, keep_claims: bool = False) -> None:
         if leases:
-            await self._state.patience(
-                lambda: self._state.queue.release(leases, delay=delay, keep_claims=keep_claims)
-            )
+            await self._state.patience(lambda: self._state.queue.release(leases, delay=delay, keep_claims=keep_claims))
             self._state.done(leases)
             self._state.count(Counter({Outcome.RELEASED: len({lease.key for lease in leases})}))
 
