@@ -245,33 +245,29 @@ async def test_a_detached_pipeline_leaves_no_claims(rig: Rig) -> None:
 
 @pytest.fixture
 def threads() -> Iterator[ThreadPoolExecutor]:
-    """Inference threads of two workers."""
-    with ThreadPoolExecutor(4) as executor:
+    """Inference threads of a worker."""
+    with ThreadPoolExecutor(2) as executor:
         yield executor
 
 
-async def test_two_workers_embed_a_text_with_many_messages_once(rig: Rig, threads: ThreadPoolExecutor) -> None:
+@pytest.mark.parametrize("crashes", [False, True])
+async def test_a_worker_waits_for_the_text_of_another_replica(
+    rig: Rig, threads: ThreadPoolExecutor, *, crashes: bool
+) -> None:
     await rig.write(k1="one")
-    await send(rig, 1, times=60)
-    pipeline, told = await rig.pipeline(), Told()
-    embedders = [FaultyEmbedder(PLAIN), FaultyEmbedder(PLAIN)]
-    for embedder in embedders:
-        embedder.gate.clear()
-    first, second = (build_worker(pipeline, rig.queue, embedder, told, threads) for embedder in embedders)
-    try:
-        async with running(first), running(second):
-            await eventually(lambda: told.documents(Outcome.RELEASED) >= 1, what="a replica that finds the claim")
-            for embedder in embedders:
-                embedder.gate.set()
-            await eventually(lambda: _empty(rig), what="all messages")
-    finally:
-        for embedder in embedders:
-            embedder.gate.set()
-    assert [run for embedder in embedders for run in embedder.runs] == [["one"]]
+    other, told, embedder = rig.queue, Told(), FaultyEmbedder(PLAIN)
+    lease = await rig.lease_one()
+    await look(other, 1)
+    await send(rig, 1, times=40)
+    async with running(build_worker(await rig.pipeline(), rig.queue, embedder, told, threads)):
+        await eventually(lambda: told.documents(Outcome.RELEASED) >= 3, what="a worker that finds the claim")
+        assert embedder.runs == []
+        await (lapse(rig) if crashes else other.settle([rig.settlement(1, "one", lease)]))
+        await eventually(lambda: _answered(rig, lease), what="the other messages")
+    assert embedder.runs == ([["one"]] if crashes else [])
     assert await claims(rig) == []
-    assert await rig.dead() == []
     await rig.assert_true()
 
 
-async def _empty(rig: Rig) -> bool:
-    return await rig.depth() == 0
+async def _answered(rig: Rig, lease: Lease) -> bool:
+    return {message["msg_id"] for message in await rig.messages()} <= {lease.msg_id}
