@@ -167,12 +167,11 @@ async def test_a_claim_is_held_as_long_as_its_lease_and_no_longer(rig: Rig) -> N
     held, lost = await rig.lease()
     await look(first, 1, 2)
     await rig.connection.execute("UPDATE pgmq.q_docs SET read_ct = read_ct + 1 WHERE msg_id = $1", lost.msg_id)
+    longer = "SELECT array_agg(expires_at > clock_timestamp() + interval '60 s' ORDER BY key::int) FROM sidecar.claims"
     assert await rig.queue.extend([held], seconds=600) == {held}
+    assert await rig.connection.fetchval(longer) == [False, False], "another's claim"
     assert await first.extend([held, lost], seconds=900) == {held}
-    rows = await rig.connection.fetch(
-        "SELECT extract(epoch FROM expires_at - clock_timestamp()) > 60 AS longer FROM sidecar.claims ORDER BY key"
-    )
-    assert [row["longer"] for row in rows] == [True, False]
+    assert await rig.connection.fetchval(longer) == [True, False]
     assert await look(rig.queue, 1) == [OTHERS]
 
 
