@@ -67,8 +67,15 @@ class Queue(Protocol):
     async def lease(self, lane: Lane, *, seconds: float, limit: int) -> list[Lease]:
         """Lease up to ``limit`` visible messages, oldest first. Committed on its own. Raises ``Refused``."""
 
-    async def read(self, keys: Collection[DocumentKey]) -> list[Reading]:
-        """Read the documents now: newer than every lease committed before. One reading a distinct key."""
+    async def read(self, keys: Collection[DocumentKey], *, claim_seconds: float | None = None) -> list[Reading]:
+        """Read the documents now: newer than every lease committed before. One reading a distinct key.
+
+        Args:
+            keys: canonical, distinct.
+            claim_seconds: claim what is to be embedded for this long, unless ``extend`` prolongs it; what another
+                replica has claimed comes as ``Verdict.CLAIMED``. None claims nothing and sees nobody's claims. A claim
+                ends with the messages of its document, however they end; losing one costs a second run of the model.
+        """
 
     async def begin(self, leases: Collection[Lease]) -> None:
         """Record that a suspect's run starts: if its lease now ends uncleanly, the blame is its own."""
@@ -85,8 +92,11 @@ class Queue(Protocol):
     async def defer(self, delays: Mapping[Lease, float], *, code: str) -> int:
         """Make each message visible again after its delay in seconds; the attempt counts."""
 
-    async def release(self, leases: Collection[Lease], *, delay: float = 0.0) -> int:
-        """Make messages visible after ``delay`` seconds, by default at once; the attempt is excused."""
+    async def release(self, leases: Collection[Lease], *, delay: float = 0.0, keep_claims: bool = False) -> int:
+        """Make messages visible after ``delay`` seconds, by default at once; the attempt is excused.
+
+        ``keep_claims``: these messages had no part in the claims on their documents, which others of ours may have.
+        """
 
     async def dead_letter(
         self, leases: Collection[Lease], *, reason: str, detail: str, content_hash: ContentHash | None

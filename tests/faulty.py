@@ -86,8 +86,8 @@ class FaultyQueue:
     async def lease(self, lane: Lane, *, seconds: float, limit: int) -> list[Lease]:
         return await self._through("lease", lane, lambda: self._queue.lease(lane, seconds=seconds, limit=limit))
 
-    async def read(self, keys: Collection[DocumentKey]) -> list[Reading]:
-        return await self._through("read", list(keys), lambda: self._queue.read(keys))
+    async def read(self, keys: Collection[DocumentKey], *, claim_seconds: float | None = None) -> list[Reading]:
+        return await self._through("read", list(keys), lambda: self._queue.read(keys, claim_seconds=claim_seconds))
 
     async def begin(self, leases: Collection[Lease]) -> None:
         await self._through("begin", list(leases), lambda: self._queue.begin(leases))
@@ -104,8 +104,10 @@ class FaultyQueue:
     async def defer(self, delays: Mapping[Lease, float], *, code: str) -> int:
         return await self._through("defer", dict(delays), lambda: self._queue.defer(delays, code=code))
 
-    async def release(self, leases: Collection[Lease], *, delay: float = 0.0) -> int:
-        return await self._through("release", list(leases), lambda: self._queue.release(leases, delay=delay))
+    async def release(self, leases: Collection[Lease], *, delay: float = 0.0, keep_claims: bool = False) -> int:
+        return await self._through(
+            "release", list(leases), lambda: self._queue.release(leases, delay=delay, keep_claims=keep_claims)
+        )
 
     async def dead_letter(
         self, leases: Collection[Lease], *, reason: str, detail: str, content_hash: ContentHash | None

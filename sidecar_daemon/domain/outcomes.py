@@ -16,6 +16,8 @@ class Verdict(StrEnum):
     MALFORMED = "malformed"
     LATER = "later"
     """The byte budget of one read was used up before this document: release it and read it next time."""
+    CLAIMED = "claimed"
+    """Another replica embeds this very text now: look again a little later, when it has settled or given up."""
 
 
 class Outcome(StrEnum):

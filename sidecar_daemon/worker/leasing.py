@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import Counter
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, assert_never
 
 from sidecar_daemon.domain.errors import Poison, Refused, Transient
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 READ_AT_ONCE = 64
 """Documents read and tokenized together: the first of a large lease reach the model while the rest are read."""
+CLAIMED_AGAIN = (0.25, 1.0)
+"""Seconds until a document that another replica embeds is looked at again: about as long as that takes."""
 
 
 class Leaser:
@@ -90,7 +93,7 @@ class Leaser:
                 break
             part = keys[first : first + READ_AT_ONCE]
             readings = await self._read(part, by_key)
-            await self._sort_out(readings, by_key)
+            await self._sort_out(self._coalesce(readings, by_key), by_key)
         state.telemetry.leased(state.pipeline.name, self._lane, len(leases), len(by_key), leased)
         return len(leases)
 
@@ -98,7 +101,7 @@ class Leaser:
         """Read documents; where one cannot be rendered, read each alone and dead-letter the culprit."""
         state = self._state
         try:
-            return await state.patience(lambda: state.queue.read(keys))
+            return await state.patience(lambda: state.queue.read(keys, claim_seconds=state.limits.lease_seconds))
         except Poison as error:
             if len(keys) == 1:
                 await bury(state, by_key[keys[0]], reason=error.code, detail=str(error))
@@ -124,10 +127,28 @@ class Leaser:
                 by_key.setdefault(lease.key, []).append(lease)
         return by_key
 
+    def _coalesce(self, readings: list[Reading], by_key: dict[DocumentKey, list[Lease]]) -> list[Reading]:
+        """Let messages ride with texts on their way; those whose text is being settled come again, as if claimed.
+
+        Nothing may be awaited between the read and this: a settlement that ends meanwhile would be embedded again.
+        """
+        left: list[Reading] = []
+        for reading in readings:
+            if reading.verdict is Verdict.EMBED:
+                document = _document(reading, by_key[reading.key])
+                if self._state.in_flight.join(document):
+                    continue
+                if self._state.in_flight.settles(document):
+                    left.append(replace(reading, verdict=Verdict.CLAIMED, content=None))
+                    continue
+            left.append(reading)
+        return left
+
     async def _sort_out(self, readings: list[Reading], by_key: dict[DocumentKey, list[Lease]]) -> None:
         """Send each document where its verdict says."""
         embed: list[Document] = []
         finished: list[Lease] = []
+        claimed: list[Lease] = []
         outcomes: Counter[Outcome] = Counter()
         for reading in readings:
             leases = by_key[reading.key]
@@ -149,12 +170,15 @@ class Leaser:
                         reason="too_large",
                         detail=f"{reading.content_bytes} bytes; SIDECAR_MAX_DOCUMENT_BYTES allows less",
                     )
+                case Verdict.CLAIMED:
+                    claimed += leases
                 case Verdict.LATER:
-                    await self._release(leases)
+                    await self._release(leases, keep_claims=True)
                 case Verdict.MALFORMED:
                     await bury(self._state, leases, reason="malformed", detail="the key is no value of the key's type")
                 case _:
                     assert_never(reading.verdict)
+        await self._release(claimed, delay=self._state.uniform(*CLAIMED_AGAIN), keep_claims=True)
         await self._acknowledge(finished, outcomes)
         await self._hand_on(embed)
 
@@ -203,9 +227,9 @@ class Leaser:
             self._state.done(leases)
             self._state.count(outcomes)
 
-    async def _release(self, leases: list[Lease]) -> None:
+    async def _release(self, leases: list[Lease], *, delay: float = 0.0, keep_claims: bool = False) -> None:
         if leases:
-            await self._state.patience(lambda: self._state.queue.release(leases))
+            await self._state.patience(lambda: self._state.queue.release(leases, delay=delay, keep_claims=keep_claims))
             self._state.done(leases)
             self._state.count(Counter({Outcome.RELEASED: len({lease.key for lease in leases})}))
 

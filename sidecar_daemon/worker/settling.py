@@ -48,6 +48,7 @@ class Settler:
                     break
                 ready.append(following)
             await self._settle(await self._prepare(ready))
+            self._state.in_flight.settled()
 
     async def _next(self) -> Job | Settlement | None:
         """Wait for something to settle. What was given back has come again, or is gone, after twice its delay."""
@@ -72,7 +73,7 @@ class Settler:
             except Poison as error:
                 await fail(self._state, item, error)
             else:
-                self._state.in_flight.close(item)
+                self._state.in_flight.settling(item)
         return prepared
 
     async def _settle(self, prepared: Sequence[tuple[Job | None, Settlement]]) -> None:

@@ -116,6 +116,7 @@ class InFlight:
         self._jobs: dict[int, Job] = {}
         """By the identity of the document, which the job keeps alive."""
         self._joinable: dict[tuple[DocumentKey, ContentHash], Job] = {}
+        self._settling: set[tuple[DocumentKey, ContentHash]] = set()
 
     @property
     def jobs(self) -> list[Job]:
@@ -149,6 +150,19 @@ class InFlight:
         key = (job.document.key, job.document.content_hash)
         if self._joinable.get(key) is job:
             del self._joinable[key]
+
+    def settling(self, job: Job) -> None:
+        """Close a document whose settlement begins: its messages are counted, no more can ride with it."""
+        self.close(job)
+        self._settling.add((job.document.key, job.document.content_hash))
+
+    def settles(self, document: Document) -> bool:
+        """Whether this very text is being settled now."""
+        return (document.key, document.content_hash) in self._settling
+
+    def settled(self) -> None:
+        """The settlement that was under way has ended, one way or another."""
+        self._settling.clear()
 
 
 @dataclass(slots=True, kw_only=True)

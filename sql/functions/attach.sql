@@ -289,6 +289,7 @@ BEGIN
         END IF;
     END LOOP;
     DELETE FROM sidecar.pipelines WHERE name = p_name;
+    DELETE FROM sidecar.claims WHERE pipeline = p_name;
     IF NOT p_keep_embeddings AND EXISTS (SELECT FROM pg_class WHERE oid = p.embeddings) THEN
         EXECUTE format('DROP TABLE %s', v_embeddings);
     END IF;

@@ -6,7 +6,7 @@
 -- neither. Vectors of older text are removed, so that nothing stale is found. p_key is null for a foreign shape;
 -- p_content_hash is null when the text was never read: the hash is then taken here.
 -- Returns how many messages were still ours; 0 means the leases were lost and nothing was done.
--- Locks: advisory xact lock of the document, row locks on its messages, older dead letters and vectors.
+-- Locks: advisory xact lock of the document, row locks on its messages, older dead letters, vectors and claims.
 -- May call: sidecar_runtime.
 CREATE OR REPLACE FUNCTION sidecar.dead_letter(
     p_pipeline text, p_key text, p_lanes text[], p_ids bigint[], p_read_cts integer[],
@@ -47,6 +47,9 @@ BEGIN
     IF v_count > 0 AND p_key IS NOT NULL THEN
         EXECUTE format('DELETE FROM %s AS e WHERE e.%I %s $1::%s AND e.source_text_hash IS DISTINCT FROM $2',
             p.embeddings, p.embeddings_key, p.key_equals, p.key_type) USING p_key, v_current;
+    END IF;
+    IF v_count > 0 AND p_key IS NOT NULL THEN
+        PERFORM sidecar._answer_claims(p_pipeline, ARRAY[p_key], ARRAY[coalesce(p_content_hash, v_current)]);
     END IF;
     RETURN v_count;
 END $$;

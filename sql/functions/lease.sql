@@ -6,7 +6,8 @@
 --              under way, an answer that was lost) finds nothing of it to hold, to excuse or to count
 -- attempt = read_ct - excused, at least 1 whatever a foreign message claims. The first unclean end of a lease counts, and makes the message a suspect. A suspect's
 -- later unclean ends count only when its run had begun: what merely waited beside the culprit is excused.
--- Locks: row locks on the messages concerned. May call: sidecar_runtime.
+-- p_claimant: the worker whose claims on p_keys, the documents of these messages, end or last with its leases.
+-- Locks: row locks on the messages concerned, then on their claims. May call: sidecar_runtime.
 
 -- Up to p_limit visible messages, oldest first, for p_seconds. The caller commits before it reads any document.
 -- Raises SC001, SC002, SC003. key is null for a foreign shape; last_error is the code of the
@@ -69,22 +70,31 @@ END $$;
 
 -- Holds leases for p_seconds from now. Returns the ids that are still ours.
 CREATE OR REPLACE FUNCTION sidecar.extend(
-    p_pipeline text, p_lane text, p_ids bigint[], p_read_cts integer[], p_seconds double precision)
+    p_pipeline text, p_lane text, p_ids bigint[], p_read_cts integer[], p_seconds double precision,
+    p_keys text[] DEFAULT NULL, p_claimant text DEFAULT NULL)
 RETURNS SETOF bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_held bigint[];
 BEGIN
-    RETURN QUERY EXECUTE format(
-        'UPDATE %s AS q SET vt = clock_timestamp() + make_interval(secs => $3) '
+    EXECUTE format(
+        'WITH held AS (UPDATE %s AS q SET vt = clock_timestamp() + make_interval(secs => $3) '
         'FROM unnest($1, $2) AS f (msg_id, read_ct) WHERE q.msg_id = f.msg_id AND q.read_ct = f.read_ct '
-        'AND sidecar._count(q.message, ''ended'') <> q.read_ct RETURNING q.msg_id',
-        sidecar._queue_table((sidecar._pipeline(p_pipeline)).queue, p_lane)) USING p_ids, p_read_cts, p_seconds;
+        'AND sidecar._count(q.message, ''ended'') <> q.read_ct RETURNING q.msg_id) '
+        'SELECT array_agg(h.msg_id) FROM held AS h',
+        sidecar._queue_table((sidecar._pipeline(p_pipeline)).queue, p_lane))
+    INTO v_held USING p_ids, p_read_cts, p_seconds;
+    -- Not those of lost messages: whoever leased them waits for the claim.
+    PERFORM sidecar._extend_claims(p_pipeline, array_agg(m.key), p_claimant, p_seconds)
+    FROM unnest(p_ids, p_keys) AS m (msg_id, key) WHERE m.msg_id = ANY (v_held);
+    RETURN QUERY SELECT unnest(v_held);
 END $$;
 
 -- Makes each message visible again after its delay in seconds. p_excuse: the lease does not count as an attempt
 -- (a release); otherwise p_code says why it counts. Returns how many were still ours; wakes workers when at once.
 CREATE OR REPLACE FUNCTION sidecar.defer(
     p_pipeline text, p_lane text, p_ids bigint[], p_read_cts integer[], p_delays double precision[],
-    p_code text, p_excuse boolean)
+    p_code text, p_excuse boolean, p_keys text[] DEFAULT NULL, p_claimant text DEFAULT NULL)
 RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -99,6 +109,7 @@ BEGIN
         sidecar._queue_table((sidecar._pipeline(p_pipeline)).queue, p_lane))
     USING p_ids, p_read_cts, p_delays, p_code, p_excuse;
     GET DIAGNOSTICS v_count = ROW_COUNT;
+    PERFORM sidecar._free_claims(p_pipeline, p_keys, p_claimant);
     IF v_count > 0 AND 0 = ANY (p_delays) THEN
         PERFORM pg_notify('sidecar', p_lane || ':' || p_pipeline);
     END IF;
@@ -106,7 +117,9 @@ BEGIN
 END $$;
 
 -- Removes messages that need no vector. Returns how many were still ours.
-CREATE OR REPLACE FUNCTION sidecar.acknowledge(p_pipeline text, p_lane text, p_ids bigint[], p_read_cts integer[])
+CREATE OR REPLACE FUNCTION sidecar.acknowledge(
+    p_pipeline text, p_lane text, p_ids bigint[], p_read_cts integer[],
+    p_keys text[] DEFAULT NULL, p_claimant text DEFAULT NULL)
 RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -117,5 +130,6 @@ BEGIN
         'WHERE q.msg_id = f.msg_id AND q.read_ct = f.read_ct',
         sidecar._queue_table((sidecar._pipeline(p_pipeline)).queue, p_lane)) USING p_ids, p_read_cts;
     GET DIAGNOSTICS v_count = ROW_COUNT;
+    PERFORM sidecar._free_claims(p_pipeline, p_keys, p_claimant);
     RETURN v_count;
 END $$;

@@ -1,16 +1,25 @@
 -- Reads documents after their messages were leased, in a later transaction with a newer snapshot.
 -- p_keys: canonical texts. A document above p_max_bytes is judged by its length, its text is not fetched. Texts beyond
 -- p_budget bytes in sum are left for later (the first always comes).
--- Columns: key, verdict (embed, unchanged, gone, blank, too_large, later), content and content_hash (embed only),
--- content_bytes. Locks: none; an ACCESS EXCLUSIVE lock on the tables is waited for at most lock_timeout. May call: sidecar_runtime. Raises SC001, SC002, SC003.
+-- p_claimant: a worker that will embed what it gets; it takes a claim on each for p_seconds, and documents that another
+-- worker has claimed are claimed. Without one nothing is claimed and nobody's claim counts.
+-- Columns: key, verdict (embed, claimed, unchanged, gone, blank, too_large, later), content (embed only), content_hash
+-- (not of gone, too_large and later), content_bytes. Locks: row locks on the claims taken; an ACCESS EXCLUSIVE lock on
+-- the tables is waited for at most lock_timeout. May call: sidecar_runtime. Raises SC001, SC002, SC003.
 CREATE OR REPLACE FUNCTION sidecar.read_documents(
-    p_pipeline text, p_model_id text, p_keys text[], p_max_bytes bigint, p_budget bigint)
+    p_pipeline text, p_model_id text, p_keys text[], p_max_bytes bigint, p_budget bigint,
+    p_claimant text DEFAULT NULL, p_seconds double precision DEFAULT NULL)
 RETURNS TABLE (key text, verdict text, content text, content_hash text, content_bytes bigint)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '500ms' AS $$
 DECLARE
     p sidecar.pipelines := sidecar._workable(p_pipeline, p_model_id);
+    v_keys text[];
+    v_verdicts text[];
+    v_contents text[];
+    v_hashes text[];
+    v_bytes bigint[];
 BEGIN
-    RETURN QUERY EXECUTE format($q$
+    EXECUTE format($q$
         WITH sized AS MATERIALIZED (
             SELECT k.n, k.key, s.%1$I IS NULL AS gone, octet_length(c.content)::bigint AS bytes,
                    CASE WHEN octet_length(c.content) <= $2 THEN c.content END AS content
@@ -24,18 +33,30 @@ BEGIN
                 WHEN sidecar._blank(d.content) THEN 'blank'
                 WHEN EXISTS (SELECT FROM %6$s AS e WHERE e.%7$I %3$s d.key::%4$s AND e.chunk_no = 0
                              AND e.source_text_hash = h.hash AND e.model = $4) THEN 'unchanged'
+                WHEN EXISTS (SELECT FROM sidecar.claims AS c WHERE c.pipeline = $5 AND c.key = d.key AND c.hash = h.hash
+                             AND c.model = $4 AND c.claimant <> $6 AND c.expires_at > clock_timestamp()) THEN 'claimed'
                 ELSE 'embed' END AS verdict
             FROM sized AS d CROSS JOIN LATERAL (SELECT md5(d.content) AS hash) AS h
         ), budgeted AS (
             SELECT j.*, sum(CASE WHEN j.verdict = 'embed' THEN j.bytes ELSE 0 END) OVER (ORDER BY j.n) - j.bytes AS before
             FROM judged AS j
+        ), answered AS (
+            SELECT b.key, v.verdict, CASE WHEN v.verdict = 'embed' THEN b.content END AS content,
+                   CASE WHEN v.verdict IN ('embed', 'claimed', 'blank', 'unchanged') THEN b.hash END AS hash, b.bytes
+            FROM budgeted AS b
+            CROSS JOIN LATERAL (SELECT CASE WHEN b.verdict = 'embed' AND b.before >= $3 THEN 'later' ELSE b.verdict END
+                                AS verdict) AS v
+            ORDER BY b.n
         )
-        SELECT b.key, v.verdict, CASE WHEN v.verdict = 'embed' THEN b.content END,
-               CASE WHEN v.verdict IN ('embed', 'blank', 'unchanged') THEN b.hash END, b.bytes
-        FROM budgeted AS b
-        CROSS JOIN LATERAL (SELECT CASE WHEN b.verdict = 'embed' AND b.before >= $3 THEN 'later' ELSE b.verdict END
-                            AS verdict) AS v
-        ORDER BY b.n
+        SELECT array_agg(a.key), array_agg(a.verdict), array_agg(a.content), array_agg(a.hash), array_agg(a.bytes)
+        FROM answered AS a
     $q$, p.key_column, p.source, p.key_equals, p.key_type, sidecar._content(p, 's'), p.embeddings, p.embeddings_key)
-    USING p_keys, p_max_bytes, p_budget, p_model_id;
+    INTO v_keys, v_verdicts, v_contents, v_hashes, v_bytes
+    USING p_keys, p_max_bytes, p_budget, p_model_id, p_pipeline, p_claimant;
+    IF p_claimant IS NOT NULL AND 'embed' = ANY (v_verdicts) THEN
+        v_verdicts := sidecar._claim(p, p_claimant, p_seconds, v_keys, v_verdicts, v_hashes);
+    END IF;
+    RETURN QUERY
+        SELECT d.key, d.verdict, CASE WHEN d.verdict = 'embed' THEN d.content END, d.hash, d.bytes
+        FROM unnest(v_keys, v_verdicts, v_contents, v_hashes, v_bytes) AS d (key, verdict, content, hash, bytes);
 END $$;

@@ -1,12 +1,12 @@
 -- Makes documents true, in one transaction: locks the keys, re-reads their hashes in a new statement, writes exactly
--- the chunks given (none for a blank document), and acknowledges under the fence.
+-- the chunks given (none for a blank document), acknowledges under the fence, and frees the claims on these texts.
 -- Documents: p_keys, p_hashes (md5 of the rendered content that was embedded). Chunks: p_chunk_docs (1-based index into
 -- p_keys), p_chunk_nos, p_chunk_texts, p_vectors. Messages: p_msg_docs (index), p_msg_lanes, p_msg_ids, p_read_cts.
 -- Columns: document (index), outcome (embedded, blank, superseded, gone), acknowledged, freshness_seconds (enqueue of
 -- the oldest acknowledged message to now; null if none was ours).
 -- Why not one INSERT ... WHERE hash = ... ON CONFLICT: its guard would use the statement's snapshot; blocked behind a
 -- newer writer it would then overwrite the newer vector.
--- Locks: advisory xact lock per document, KEY SHARE on source rows (foreign key), row locks on vectors and messages.
+-- Locks: advisory xact lock per document, KEY SHARE on source rows (foreign key), row locks on vectors, messages and claims.
 -- A writer's open DELETE is waited for at most lock_timeout. May call: sidecar_runtime.
 -- Raises SC001, SC002; 23503 when a document is deleted under the settlement (settle it again: it is gone).
 CREATE OR REPLACE FUNCTION sidecar.settle(
@@ -75,4 +75,5 @@ BEGIN
         GROUP BY d.n, d.outcome ORDER BY d.n
     $q$, sidecar._queue_table(p.queue, 'live'), sidecar._queue_table(p.queue, 'bulk'))
     USING p_msg_docs, p_msg_lanes, p_msg_ids, p_read_cts, v_outcomes;
+    PERFORM sidecar._answer_claims(p_pipeline, p_keys, p_hashes);
 END $$;

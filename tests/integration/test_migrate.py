@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import sys
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -280,3 +281,23 @@ async def test_the_legacy_pgmq_of_these_tests_behaves_like_a_queue(empty_url: st
     assert await ask(empty_url, "SELECT pgmq.purge_queue('Jobs')") == 2
     assert await ask(empty_url, "SELECT pgmq.drop_queue('Jobs')")
     assert await ask(empty_url, "SELECT count(*) FROM pgmq.list_queues()") == 0
+
+
+async def test_functions_that_gained_arguments_replace_the_older_ones(empty_url: str, tmp_path: Path) -> None:
+    """Beside an older signature with fewer arguments, every call of it would be ambiguous."""
+    older = tmp_path / "older"
+    shutil.copytree(SQL, older)
+    for added in ("migrations/0002_claims.sql", "functions/claims.sql"):
+        (older / added).unlink()
+    await run(empty_url, older)
+    gained = {
+        "read_documents": "text, text, text[], bigint, bigint",
+        "extend": "text, text, bigint[], integer[], double precision",
+        "defer": "text, text, bigint[], integer[], double precision[], text, boolean",
+        "acknowledge": "text, text, bigint[], integer[]",
+    }
+    admin(empty_url, *(f"CREATE FUNCTION sidecar.{n}({a}) RETURNS int RETURN 1" for n, a in gained.items()))
+    await run(empty_url, SQL)
+    count = "SELECT array_agg(count ORDER BY count DESC) FROM (SELECT count(*) FROM pg_proc WHERE pronamespace = "
+    count += "'sidecar'::regnamespace GROUP BY proname) AS c"
+    assert (await ask(empty_url, count))[0] == 1  # type: ignore[index]  # an array

@@ -509,3 +509,21 @@ async def test_a_wake_is_quicker_than_the_poll(bench: Bench) -> None:
 
 async def test_reading_says_what_became_of_a_key(bench: Bench) -> None:
     assert [r.key for r in await bench.queue.read([DocumentKey("1")])] == ["1"]
+
+
+async def test_a_text_that_is_being_settled_is_not_embedded_again(bench: Bench) -> None:
+    """Its messages come again a little later, without a notification, and without giving up the claim."""
+    rig = bench.rig
+    await rig.write(k1="text")
+    gate = bench.queue.hold("settle")
+    worker = await bench.worker()
+    async with running(worker):
+        await gate.reached.wait()
+        await rig.connection.execute("SELECT pgmq.send('docs', '{\"document_id\": 1}')")
+        worker.wake(Lane.LIVE)
+        await eventually(lambda: bench.told.documents("released") >= 1)
+        assert await rig.connection.fetchval("SELECT count(*) FROM sidecar.claims") == 1
+        gate.open.set()
+        await eventually(bench.settled)
+    assert bench.embedder.runs == [["text"]]
+    assert [bench.told.documents(name) for name in ("embedded", "unchanged")] == [1, 1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import uuid
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,7 @@ class PostgresQueue:
         self._pipeline = pipeline
         self._model_id = model_id
         self._max_document_bytes = max_document_bytes
+        self._claimant = uuid.uuid4().hex
 
     async def lease(self, lane: Lane, *, seconds: float, limit: int) -> list[Lease]:
         """See ``ports.Queue.lease``. A repeated call leases again: what an unanswered one took expires."""
@@ -69,11 +71,12 @@ class PostgresQueue:
             for row in rows
         ]
 
-    async def read(self, keys: Collection[DocumentKey]) -> list[Reading]:
+    async def read(self, keys: Collection[DocumentKey], *, claim_seconds: float | None = None) -> list[Reading]:
         """See ``ports.Queue.read``."""
         rows = await self._database.call(
-            "SELECT * FROM sidecar.read_documents($1, $2, $3, $4, $5)",
+            "SELECT * FROM sidecar.read_documents($1, $2, $3, $4, $5, $6, $7)",
             *(self._pipeline, self._model_id, list(keys), self._max_document_bytes, READ_BUDGET_BYTES),
+            *(None if claim_seconds is None else self._claimant, claim_seconds),
         )
         return [
             Reading(
@@ -88,7 +91,7 @@ class PostgresQueue:
 
     async def begin(self, leases: Collection[Lease]) -> None:
         """See ``ports.Queue.begin``."""
-        for lane, ids, read_cts in _fences(leases):
+        for lane, ids, read_cts, _ in _fences(leases):
             await self._database.call("SELECT sidecar.begin($1, $2, $3, $4)", self._pipeline, lane, ids, read_cts)
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
@@ -127,18 +130,20 @@ class PostgresQueue:
         return sum(
             [
                 await self._database.fetch_value(
-                    "SELECT sidecar.acknowledge($1, $2, $3, $4)", self._pipeline, lane, ids, read_cts
+                    "SELECT sidecar.acknowledge($1, $2, $3, $4, $5, $6)",
+                    *(self._pipeline, lane, ids, read_cts, keys, self._claimant),
                 )
-                for lane, ids, read_cts in _fences(leases)
+                for lane, ids, read_cts, keys in _fences(leases)
             ]
         )
 
     async def extend(self, leases: Collection[Lease], *, seconds: float) -> set[Lease]:
         """See ``ports.Queue.extend``."""
         held: set[tuple[str, int]] = set()
-        for lane, ids, read_cts in _fences(leases):
+        for lane, ids, read_cts, keys in _fences(leases):
             rows = await self._database.call(
-                "SELECT sidecar.extend($1, $2, $3, $4, $5)", self._pipeline, lane, ids, read_cts, seconds
+                "SELECT sidecar.extend($1, $2, $3, $4, $5, $6, $7)",
+                *(self._pipeline, lane, ids, read_cts, seconds, keys, self._claimant),
             )
             held |= {(lane, row[0]) for row in rows}
         newest: dict[tuple[str, int], int] = {}
@@ -155,9 +160,10 @@ class PostgresQueue:
         """See ``ports.Queue.defer``."""
         return await self._show_again(delays, code=code, excuse=False)
 
-    async def release(self, leases: Collection[Lease], *, delay: float = 0.0) -> int:
+    async def release(self, leases: Collection[Lease], *, delay: float = 0.0, keep_claims: bool = False) -> int:
         """See ``ports.Queue.release``."""
-        return await self._show_again(dict.fromkeys(leases, delay), code="released", excuse=True)
+        delays = dict.fromkeys(leases, delay)
+        return await self._show_again(delays, code="released", excuse=True, keep_claims=keep_claims)
 
     async def dead_letter(
         self, leases: Collection[Lease], *, reason: str, detail: str, content_hash: ContentHash | None
@@ -184,11 +190,13 @@ class PostgresQueue:
         (row,) = await self._database.call("SELECT * FROM sidecar.sweep($1, $2, $3)", self._pipeline, rows, interval)
         return SweepWindow(**dict(row))
 
-    async def _show_again(self, delays: Mapping[Lease, float], *, code: str, excuse: bool) -> int:
+    async def _show_again(
+        self, delays: Mapping[Lease, float], *, code: str, excuse: bool, keep_claims: bool = False
+    ) -> int:
         return sum(
             [
                 await self._database.fetch_value(
-                    "SELECT sidecar.defer($1, $2, $3, $4, $5, $6, $7)",
+                    "SELECT sidecar.defer($1, $2, $3, $4, $5, $6, $7, $8, $9)",
                     self._pipeline,
                     lane.value,
                     [lease.msg_id for lease in leases],
@@ -196,6 +204,8 @@ class PostgresQueue:
                     [delays[lease] for lease in leases],
                     code,
                     excuse,
+                    [lease.key for lease in leases],
+                    None if keep_claims else self._claimant,
                 )
                 for lane, leases in _by_lane(delays)
             ]
@@ -259,6 +269,12 @@ def _by_lane(leases: Collection[Lease] | Mapping[Lease, float]) -> Iterator[tupl
         yield lane, list(group)
 
 
-def _fences(leases: Collection[Lease]) -> Iterator[tuple[str, list[int], list[int]]]:
+def _fences(leases: Collection[Lease]) -> Iterator[tuple[str, list[int], list[int], list[DocumentKey | None]]]:
+    """Lane, message ids, read counts and keys of leases."""
     for lane, group in _by_lane(leases):
-        yield lane.value, [lease.msg_id for lease in group], [lease.read_ct for lease in group]
+        yield (
+            lane.value,
+            [lease.msg_id for lease in group],
+            [lease.read_ct for lease in group],
+            [lease.key for lease in group],
+        )
