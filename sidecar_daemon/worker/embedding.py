@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from sidecar_daemon.domain.errors import Poison
@@ -64,7 +65,7 @@ class EmbeddingLoop:
             if not job.begun:
                 job.begun = True
                 leases = tuple(job.leases)
-                await self._state.patience(lambda leases=leases: self._state.queue.begin(leases))  # type: ignore[misc]  # mypy infers no type for a lambda's default
+                await self._state.patience(partial(self._state.queue.begin, leases))
 
     async def _infer(self, batch: Batch) -> Vectors:
         """Run the model on an inference thread. Shape ``(windows, dimensions)``, float32."""

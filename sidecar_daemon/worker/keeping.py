@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ class Keeper:
             await asyncio.sleep(seconds / 3)
             held = set(self._state.in_flight.leases)
             if held:
-                kept = await self._state.patience(lambda held=held: self._state.queue.extend(held, seconds=seconds))  # type: ignore[misc]  # mypy infers no type for a lambda's default
+                kept = await self._state.patience(partial(self._state.queue.extend, held, seconds=seconds))
                 await self._drop((held - kept) & self._state.in_flight.leases)
 
     async def _drop(self, lost: set[Lease]) -> None:

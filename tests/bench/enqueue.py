@@ -21,8 +21,9 @@ from tempfile import TemporaryDirectory
 import asyncpg
 
 from sidecar_daemon.adapters.postgres.embedded import EmbeddedServer
-from sidecar_daemon.adapters.postgres.migrate import bundled_sql, migrate
+from sidecar_daemon.adapters.postgres.migrate import migrate
 from sidecar_daemon.adapters.postgres.pool import Database
+from sidecar_daemon.settings import installed_folder
 
 LIMIT = 1.2
 SERVER = {"shared_buffers": "512MB", "max_wal_size": "8GB", "autovacuum": "off"}
@@ -55,7 +56,7 @@ async def copy_once(connection: asyncpg.Connection, rows: list[tuple[str]], *, t
 async def measure(url: str, rows: list[tuple[str]], rounds: int) -> tuple[list[float], list[float]]:
     """Seconds of every COPY, with the trigger and without it."""
     database = await Database.open(url)
-    await migrate(database, bundled_sql())
+    await migrate(database, installed_folder("sql"))
     await database.close()
     connection = await asyncpg.connect(url, command_timeout=600)
     await connection.execute("SELECT sidecar.create_source_documents()")

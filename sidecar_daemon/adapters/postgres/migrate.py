@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import asyncpg
@@ -22,6 +21,8 @@ from sidecar_daemon.adapters.postgres.prerequisites import (
 from sidecar_daemon.domain.errors import Fatal, SidecarError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from sidecar_daemon.adapters.postgres.pool import Database
 
 _LOCK = 0x5343_4D49_4752
@@ -47,13 +48,6 @@ class _Migration:
     name: str
     sql: str
     checksum: str
-
-
-def bundled_sql() -> Path:
-    """Folder of the SQL files: inside the installed package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parents[2]
-    inside = package / "sql"
-    return inside if inside.is_dir() else package.parent / "sql"
 
 
 def expected_version(sql_dir: Path) -> int:
