@@ -35,7 +35,7 @@ else
 	@echo "coverage is not held to 90 %: ARGS ran a part of the tests"
 endif
 
-test-system: $(VENV)/.installed-dev ## tests that need a tool of the operating system (PgBouncer); says what is missing
+test-system: $(VENV)/.installed-dev ## tests that need a tool of the operating system (PgBouncer, Prometheus, …); says what is missing
 	@$(RUN) -m pytest tests/system $(ARGS)
 	@$(RUN) -m pytest tests/integration/stories --through-pgbouncer $(ARGS)
 

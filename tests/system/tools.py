@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 
-PACKAGES = {"pgbouncer": "pgbouncer"}
+PACKAGES = {"pgbouncer": "pgbouncer", "prometheus": "prometheus", "promtool": "prometheus"}
 """Debian's package of each tool."""
 
 
