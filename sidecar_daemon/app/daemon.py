@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import sys
+from collections import deque
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,8 @@ from sidecar_daemon.telemetry import Telemetry, build_version, configure_logging
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
+
+LAG_STEP_SECONDS = 0.25
 
 
 def run_daemon(settings: Settings, parts: Parts | None = None) -> int:
@@ -78,6 +81,8 @@ class _Daemon:
             stack.push_async_callback(database.close)
             hiring = Hiring(settings, database, self._telemetry, self._parts)
             stack.callback(hiring.close)
+            lag = asyncio.create_task(_watch_lag(self._telemetry))
+            stack.callback(lag.cancel)
             supervisor = Supervisor(
                 PostgresCatalog(database),
                 hire=hiring.hire,
@@ -111,6 +116,8 @@ class _Daemon:
             if starting.reason is not None and reasons == ["starting"]:
                 reasons = [starting.reason]
             return not reasons, reasons
+
+        self._telemetry.ready_when(lambda: ready()[0])
 
         async def status() -> dict[str, Any]:
             return status_document(await PostgresOperations(database).status())
@@ -175,3 +182,13 @@ class _Daemon:
             self._telemetry.event("draining", signal=name, seconds=self._settings.worker.drain_seconds)
             self._notifier.stopping("draining")
             self._stop.set()
+
+
+async def _watch_lag(telemetry: Telemetry) -> None:
+    """Tell how late the event loop comes to its turns: the largest delay of the last fifteen seconds."""
+    late: deque[float] = deque(maxlen=round(15 / LAG_STEP_SECONDS))
+    while True:
+        before = elapsed()
+        await asyncio.sleep(LAG_STEP_SECONDS)
+        late.append(max(0.0, elapsed() - before - LAG_STEP_SECONDS))
+        telemetry.loop_lag(max(late))

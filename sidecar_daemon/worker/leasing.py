@@ -201,7 +201,7 @@ class Leaser:
             windows = tuple(
                 Window(document=document, ordinal=n, of=len(kept), tokens=part) for n, part in enumerate(kept)
             )
-            state.telemetry.tokenized(state.pipeline.name, seconds, len(windows))
+            state.telemetry.tokenized(state.pipeline.name, seconds, windows=len(parts), kept=len(windows))
             job = Job(document=document, windows=windows, leases=list(document.leases))
             state.in_flight.open(job)
             if not await state.backlog.put(windows):
