@@ -108,7 +108,7 @@ def test_the_probes_ask_what_the_daemon_answers_and_the_database_restarts_no_pod
 
 
 def test_the_database_url_comes_from_a_mounted_secret_and_every_variable_is_a_setting() -> None:
-    known = {f"SIDECAR_{name.upper()}" for name in _Environment.model_fields} | {"SIDECAR_DATABASE_URL_FILE", "HOME"}
+    known = {f"SIDECAR_{name.upper()}" for name in _Environment.model_fields} | {"SIDECAR_DATABASE_URL_FILE"}
     secret = next(volume for volume in pod()["volumes"] if "secret" in volume)
     for container in (*pod()["containers"], *pod()["initContainers"]):
         variables = {entry["name"]: entry["value"] for entry in container["env"]}
@@ -117,7 +117,6 @@ def test_the_database_url_comes_from_a_mounted_secret_and_every_variable_is_a_se
         mount = next(mount for mount in container["volumeMounts"] if mount["name"] == secret["name"])
         assert variables["SIDECAR_DATABASE_URL_FILE"] == f"{mount['mountPath']}/database_url"
         assert mount["readOnly"] is True
-        assert variables["HOME"] in {mount["mountPath"] for mount in container["volumeMounts"]}
     # The file's name in the secret is what the comment on making it says.
     assert f"{secret['secret']['secretName']} --from-file=database_url" in (FOLDER / "kustomization.yaml").read_text()
 
