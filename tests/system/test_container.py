@@ -40,7 +40,7 @@ def image() -> Iterator[Image]:
 
 @pytest.fixture(scope="module")
 def database_url() -> Iterator[str]:
-    """A server that listens on TCP, as another container would, and a database of it that has pgmq, as compose's has."""
+    """A server that listens on TCP, as another container would, and a database with pgmq, as compose's has."""
     with short_folder() as folder, EmbeddedServer(folder / "pg", settings=FAST, tcp_port=free_port()) as server:
         admin(server.dsn(), f"ALTER ROLE postgres PASSWORD '{PASSWORD}'", "CREATE DATABASE app")
         pgmq = pgmq_sql()
