@@ -19,7 +19,7 @@ REMEDIES = {
     "out_of_resources": "look at the database server's log: it lacks a resource",
     "too_many_connections": _CAPACITY,
     "read_only": "point SIDECAR_DATABASE_URL at the primary (target_session_attrs=read-write)",
-    "permission_denied": "sidecar-daemon doctor says which right is missing; GRANT sidecar_runtime to the daemon's role",
+    "permission_denied": "sidecar-daemon doctor says which right is missing; GRANT sidecar_runtime to its role",
     "schema_missing": "sidecar-daemon migrate; sidecar-daemon doctor says what is missing",
     "lock_timeout": "somebody holds a lock on our tables: see pg_stat_activity and pg_blocking_pids()",
     "deadlock": _WAITING,
