@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 PipelineArgument = Annotated[str, typer.Argument(metavar="PIPELINE", help="Name of the pipeline; see `status`.")]
 _PIPE_WIDTH = 200
+_COMMANDS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, overrides of the direction of writing, halves of surrogate pairs."""
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -77,12 +80,17 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, emp
     out.print(table)
 
 
+def printable(text: str) -> str:
+    """A text that a terminal shows as it is: keys are the users', and may hold commands to a terminal."""
+    return _COMMANDS.sub("\ufffd", text)
+
+
 def _cell(value: object) -> Text:
     if isinstance(value, bool):
         return Text("yes" if value else "no")
     if isinstance(value, int):
         return Text(f"{value:,}")
-    return Text("" if value is None else str(value))
+    return Text("" if value is None else printable(str(value)))
 
 
 def _as_text(value: Any) -> str:
