@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from sidecar_daemon.cli import checks, daemon, dead_letters, model_files, pipelines
+from sidecar_daemon.cli import checks, daemon, dead_letters, model_files, pipelines, top
 from sidecar_daemon.cli.output import complain
 from sidecar_daemon.domain.errors import SidecarError
 
@@ -38,6 +38,7 @@ pipelines.register(app)
 dead_letters.register(app)
 model_files.register(app)
 checks.register(app)
+top.register(app)
 
 
 def run_command_line(arguments: Sequence[str]) -> int:

@@ -269,7 +269,20 @@ async def test_without_a_command_the_daemon_runs(notes: str) -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        *("run", "migrate", "attach", "detach", "status", "search", "sweep", "pause", "resume", "doctor", "doctor document", "demo"),
+        *(
+            "run",
+            "migrate",
+            "attach",
+            "detach",
+            "status",
+            "search",
+            "sweep",
+            "pause",
+            "resume",
+            "doctor",
+            "doctor document",
+            "demo",
+        ),
         *("dead-letters list", "dead-letters show", "dead-letters replay", "dead-letters purge"),
         *("models list", "models pull", "models verify"),
     ],

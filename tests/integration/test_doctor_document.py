@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -98,7 +98,7 @@ async def test_in_flight(rig: Rig) -> None:
     assert "attempt 1 of 5" in told["summary"]
     message = told["messages"][0]
     assert 0 < message["hidden_seconds"] <= 600
-    assert datetime.fromisoformat(message["until"])
+    assert datetime.fromisoformat(message["until"]).utcoffset() == timedelta(0)
     assert message["until"] in told["next"][1]
 
 

@@ -155,6 +155,11 @@ class PostgresOperations:
         """Bind a database."""
         self._database = database
 
+    @property
+    def place(self) -> str:
+        """The database as ``user@host:port/name``, without the password."""
+        return self._database.place
+
     async def attach(self, wanted: Attachment) -> Attached:
         """Keep a vector beside every row of a table. Idempotent; changes an attached pipeline.
 
