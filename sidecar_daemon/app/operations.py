@@ -161,13 +161,16 @@ def embed_query(embedder: Embedder, text: str) -> Vector:
     return combine_windows(vectors, [window.content_tokens for window in windows])
 
 
-async def sweep(settings: Settings, pipeline: str, *, tell: Callable[[str, SweepProgress], None]) -> SweepProgress:
-    """Walk a source now, from the start to the end, together with the replicas that run.
+async def sweep(
+    settings: Settings, pipeline: str, *, tell: Callable[[str, SweepProgress], None], watch: bool = True
+) -> SweepProgress:
+    """Walk a source now, from the start, together with the replicas that run.
 
     Args:
         settings: name the database and the size of a window.
         pipeline: its name.
         tell: told after every step the state (see ``domain.messages.SweepWindow``) and the totals.
+        watch: to the end; otherwise one window is walked here, and the rest is left to the replicas.
     """
     async with operations(settings) as database:
         await database.request_sweep(pipeline)
@@ -175,7 +178,7 @@ async def sweep(settings: Settings, pipeline: str, *, tell: Callable[[str, Sweep
             window = await database.sweep(pipeline, rows=settings.sweep.rows, interval=_NEVER_AGAIN)
             totals = await database.sweep_progress(pipeline)
             tell(window.state, totals)
-            if window.state in {"finished", "resting"}:
+            if window.state in {"finished", "resting"} or not watch:
                 return totals
             if window.state != "walked":  # a lane is deep, or another replica walks
                 await asyncio.sleep(settings.worker.poll_min)

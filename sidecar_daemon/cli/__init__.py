@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from sidecar_daemon.cli import checks, daemon, dead_letters, model_files, pipelines, top
+from sidecar_daemon.cli import checks, daemon, dead_letters, model_files, pipelines, sweeping, top
 from sidecar_daemon.cli.output import complain
 from sidecar_daemon.domain.errors import SidecarError
 
@@ -35,6 +35,7 @@ app = typer.Typer(
 )
 daemon.register(app)
 pipelines.register(app)
+sweeping.register(app)
 dead_letters.register(app)
 model_files.register(app)
 checks.register(app)

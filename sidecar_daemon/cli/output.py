@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 PipelineArgument = Annotated[str, typer.Argument(metavar="PIPELINE", help="Name of the pipeline; see `status`.")]
+NO_PIPELINES = "no pipelines; attach a table: sidecar-daemon attach TABLE COLUMN..."
 _PIPE_WIDTH = 200
 _COMMANDS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters, overrides of the direction of writing, halves of surrogate pairs."""

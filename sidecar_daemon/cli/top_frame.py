@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from sidecar_daemon.cli.output import printable
+from sidecar_daemon.cli.output import NO_PIPELINES, printable
 from sidecar_daemon.domain.wording import counted, span
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def frame(view: View, width: int, height: int | None = None, *, footer: str = ""
     rows = sys.maxsize if height is None else height - len(head) - len(tail) - 1
     letters = _dead_letters(view.overview)
     if not view.overview.pipelines:
-        body = [Text("no pipelines; attach a table: sidecar-daemon attach TABLE COLUMN...")]
+        body = [Text(NO_PIPELINES)]
     else:
         blocks, letters = _fitted(view.overview, letters, width, rows)
         body = [_table_head(view.overview, width), *blocks, *letters]
