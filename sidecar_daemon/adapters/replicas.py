@@ -59,7 +59,7 @@ class DeadLetterView(_Read):
     """One of the newest dead letters."""
 
     key: str | None = None
-    reason: str
+    reason: str | None = None
     age_seconds: float = 0.0
     attempts: int | None = None
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from sidecar_daemon.cli import checks, daemon, dead_letters, model_files, pipelines, sweeping, top
-from sidecar_daemon.cli.output import complain
+from sidecar_daemon.cli.output import complain, forgive_encodings
 from sidecar_daemon.domain.errors import SidecarError
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def run_command_line(arguments: Sequence[str]) -> int:
     Returns:
         0, 1 when it failed, 2 for bad usage and bad settings, 130 after Ctrl-C.
     """
+    forgive_encodings()
     try:
         answer = app(list(arguments), prog_name="sidecar-daemon", standalone_mode=False)
         sys.stdout.flush()

@@ -13,6 +13,7 @@ from sidecar_daemon.app.documents import status_document
 from sidecar_daemon.cli.output import NO_PIPELINES, JsonFlag, PipelineArgument, print_json, print_table, say
 from sidecar_daemon.domain.errors import Fatal
 from sidecar_daemon.domain.messages import LongDocuments
+from sidecar_daemon.domain.wording import span
 from sidecar_daemon.settings import Settings
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ _STATUS_COLUMNS = (
     *("pipeline", "source", "model", "state", "#live", "#bulk", "#oldest", "#dead"),
     *("#documents", "#embedded", "#stale", "#missing", "#coverage"),
 )
+_STATUS_SHED = ("model", "source", "#embedded", "#stale", "#missing", "#documents", "#oldest")
 
 
 def register(app: typer.Typer) -> None:
@@ -136,7 +138,7 @@ def status(*, as_json: JsonFlag = False) -> None:
                 "on" if each.enabled else "paused",
                 each.live.depth,
                 each.bulk.depth,
-                f"{max(each.live.oldest_seconds, each.bulk.oldest_seconds):.0f} s",
+                span(max(each.live.oldest_seconds, each.bulk.oldest_seconds)),
                 each.dead,
                 each.documents,
                 each.embedded,
@@ -147,6 +149,7 @@ def status(*, as_json: JsonFlag = False) -> None:
             for each in found
         ),
         empty=NO_PIPELINES,
+        shed=_STATUS_SHED,
     )
     for each in found:
         if not each.enabled:

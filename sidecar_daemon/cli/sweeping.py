@@ -10,6 +10,7 @@ import typer
 
 from sidecar_daemon.app import operations
 from sidecar_daemon.cli.output import NO_PIPELINES, JsonFlag, note, print_json, say
+from sidecar_daemon.domain.wording import counted
 from sidecar_daemon.settings import Settings
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def register(app: typer.Typer) -> None:
 
 def sweep(
     pipeline: Annotated[
-        str | None, typer.Argument(metavar="[PIPELINE]", help="Default: every one that is not paused.")
+        str | None, typer.Argument(metavar="PIPELINE", help="Default: every one that is not paused.")
     ] = None,
     *,
     now: Annotated[
@@ -72,7 +73,7 @@ class _Sweep:
     def line(self) -> str:
         totals = self.totals
         found = (
-            f"{self.pipeline}: {totals.scanned:,} rows scanned, {totals.enqueued:,} enqueued "
+            f"{self.pipeline}: {counted(totals.scanned, 'row')} scanned, {totals.enqueued:,} enqueued "
             f"(missing {totals.missing:,}, outdated {totals.outdated:,}, wrong model {totals.wrong_model:,}, "
             f"surplus {totals.surplus:,})"
         )

@@ -182,10 +182,10 @@ def _pipeline(pipeline: PipelineView, overview: Overview, width: int, *, brief: 
     if pipeline.state == "paused" and not pipeline.reason:
         trouble.append(f"edits are queued; sidecar-daemon resume {pipeline.name}")
     below = [Text(told, "yellow") for told in _wrapped("; ".join(trouble), width, "  ")]
-    return [line, *below] if brief else [line, *below, _activity(pipeline, overview, width)]
+    return [line, *below] if brief else [line, *below, *_activity(pipeline, overview, width)]
 
 
-def _activity(pipeline: PipelineView, overview: Overview, width: int) -> Text:
+def _activity(pipeline: PipelineView, overview: Overview, width: int) -> list[Text]:
     series = overview.history.series.get(pipeline.name)
     sweep = pipeline.sweep
     if sweep.walking:
@@ -193,7 +193,7 @@ def _activity(pipeline: PipelineView, overview: Overview, width: int) -> Text:
     else:
         swept = "" if sweep.age_seconds is None else f"swept {span(sweep.age_seconds)} ago"
     if series is None or not series.embedded:
-        return Text(f"  {swept}" if swept else "", "dim")
+        return [Text(f"  {swept}", "dim")] if swept else []
     steps = round(_MINUTES * 60 / overview.history.step_seconds)
     done = sum(value for value in series.embedded[-steps:] if value is not None)
     label = f"{short(int(done))} in {_MINUTES} min"
@@ -203,7 +203,7 @@ def _activity(pipeline: PipelineView, overview: Overview, width: int) -> Text:
     line = Text("  ")
     if cells:
         line.append(sparkline(padded, cells), "cyan").append("  ")
-    return line.append(f"{label}{f'  {swept}' if swept else ''}", "dim")
+    return [line.append(f"{label}{f'  {swept}' if swept else ''}", "dim")]
 
 
 def _dead_letters(overview: Overview) -> list[Text]:
@@ -214,7 +214,7 @@ def _dead_letters(overview: Overview) -> list[Text]:
         tried = "" if letter.attempts is None else f", {counted(letter.attempts, 'attempt')}"
         key = "a foreign message" if letter.key is None else letter.key
         line = Text(f"  {name} {printable(key if len(key) <= 40 else key[:39] + '…')}: ")
-        line.append(printable(letter.reason), "red").append(f"{tried}, {span(letter.age_seconds)} ago")
+        line.append(printable(letter.reason or "no reason"), "red").append(f"{tried}, {span(letter.age_seconds)} ago")
         lines.append(line)
     return [Text(), *lines] if lines else []
 

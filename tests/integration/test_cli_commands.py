@@ -17,6 +17,7 @@ from sidecar_daemon.cli import run_command_line
 from tests.command_line import MODELS, ROOT, Finished, ended, launch, sidecar, start
 from tests.conftest import admin
 from tests.daemon import Daemon
+from tests.terminal import terminal
 from tests.waiting import eventually
 
 if TYPE_CHECKING:
@@ -130,6 +131,18 @@ async def test_status_has_the_documented_shape(notes: str) -> None:
     assert "public.notes" in table.out
 
 
+@pytest.mark.parametrize(("columns", "shed"), [(130, []), (80, ["source", "model"]), (50, ["documents", "stale"])])
+async def test_status_on_a_narrow_terminal_does_without_columns(notes: str, columns: int, shed: list[str]) -> None:
+    async with terminal("status", settings={"DATABASE_URL": notes}, columns=columns) as screen:
+        assert await screen.process.wait() == 0
+        lines = await eventually(lambda: screen.since("\0").split("\r\n"))
+    heads = lines[0].split()
+    assert max(len(line) for line in lines) <= columns
+    assert [head for head in shed if head in heads] == []
+    assert {"pipeline", "state", "live", "bulk", "dead", "coverage"} <= set(heads)
+    assert lines[1].split()[0] == "notes"
+
+
 async def test_status_without_a_pipeline(database_url: str) -> None:
     assert (await sidecar("status", "--json", database_url=database_url)).json == {"pipelines": []}
     assert "attach a table" in (await sidecar("status", database_url=database_url)).out
@@ -160,7 +173,7 @@ async def test_sweep_now_begins_the_walk_and_leaves_the_rest_to_daemons(
     assert (begun["pipeline"], begun["finished"], begun["scanned"]) == ("notes", False, 1)
     told = await sidecar("sweep", "notes", "--now", database_url=notes, SWEEP_ROWS="1")
     assert (told.code, told.err) == (0, "")
-    assert "notes: 1 rows scanned" in told.out
+    assert "notes: 1 row scanned" in told.out
     assert "so far; running daemons walk the rest" in told.out
     async with Daemon(notes, MODELS, {"POLL_MAX": "0.2"}):
         await eventually(lambda: connection.fetchval("SELECT finished FROM sidecar.sweep_progress('notes')"), 60)

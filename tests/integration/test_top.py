@@ -44,6 +44,18 @@ async def test_a_pipe_gets_one_frame(daemon: OverviewServer) -> None:
     assert "\x1b" not in printed.out
 
 
+async def test_a_stream_without_blocks_and_dots_gets_question_marks(
+    daemon: OverviewServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    daemon.body = overview(pipeline(source="café"))
+    printed = await sidecar("top", "--url", daemon.url)
+    assert (printed.code, printed.err) == (0, "")
+    assert "sidecar-daemon 0.1.0 ? ready" in printed.out
+    told = (await sidecar("top", "--url", daemon.url, "--json")).json
+    assert told["pipelines"][0]["source"] == "café"
+
+
 async def test_json_is_one_object_and_the_default_url_is_of_the_settings(daemon: OverviewServer) -> None:
     port = daemon.url.rpartition(":")[2]
     everywhere = "0.0.0.0"  # noqa: S104  nothing is bound: it is what a daemon in a container is told
