@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import signal
 from contextlib import ExitStack
@@ -208,15 +209,19 @@ async def test_what_was_seen_stays_while_nothing_answers(daemon: OverviewServer)
         assert screen.cooked()
 
 
-async def test_the_end_waits_for_nobody(daemon: OverviewServer) -> None:
-    async with terminal("top", "--url", daemon.url, "--interval", "0.2", settings={}) as screen:
+async def test_the_end_does_not_wait_for_the_next_look(daemon: OverviewServer) -> None:
+    async with terminal("top", "--url", daemon.url, "--interval", "3600", settings={}) as screen:
         await eventually(lambda: "articles working" in screen.last, 60)
-        daemon.stalled = True
-        asked = daemon.asked
-        await eventually(lambda: daemon.asked > asked, 60)
         screen.press("q")
-        await eventually(lambda: LEFT in screen.raw, 60)
-        assert await screen.process.wait() == 0
+        async with asyncio.timeout(60):
+            assert await screen.process.wait() == 0
+
+
+async def test_a_daemon_that_takes_the_question_and_never_answers(daemon: OverviewServer) -> None:
+    daemon.stalled = True
+    finished = await sidecar("top", "--url", daemon.url, database_url=NOWHERE)
+    assert finished.code == 1
+    assert f"no daemon answers at {daemon.url} (no answer within 2 s)" in finished.err
 
 
 async def test_a_first_look_that_fails_is_told_on_a_terminal() -> None:
