@@ -14,6 +14,7 @@ from sidecar_daemon.adapters.postgres.operations import STANDARD_TABLE, Attachme
 from sidecar_daemon.adapters.postgres.pool import Database, Limits
 from sidecar_daemon.app.model_files import load_embedder, manifest_of
 from sidecar_daemon.domain.errors import Fatal
+from sidecar_daemon.domain.explanation import ExplainLimits, explain
 from sidecar_daemon.domain.messages import LongDocuments
 from sidecar_daemon.domain.windows import combine_windows
 from sidecar_daemon.settings import Pooler, installed_folder
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 
     from sidecar_daemon.adapters.postgres.migrate import MigrationReport
     from sidecar_daemon.adapters.postgres.operations import Attached, Match, SweepProgress
+    from sidecar_daemon.domain.explanation import Explanation
     from sidecar_daemon.domain.messages import Vector
+    from sidecar_daemon.domain.tracing import DocumentFacts
     from sidecar_daemon.ports import Embedder
     from sidecar_daemon.settings import Settings
 
@@ -158,13 +161,16 @@ def embed_query(embedder: Embedder, text: str) -> Vector:
     return combine_windows(vectors, [window.content_tokens for window in windows])
 
 
-async def sweep(settings: Settings, pipeline: str, *, tell: Callable[[str, SweepProgress], None]) -> SweepProgress:
-    """Walk a source now, from the start to the end, together with the replicas that run.
+async def sweep(
+    settings: Settings, pipeline: str, *, tell: Callable[[str, SweepProgress], None], watch: bool = True
+) -> SweepProgress:
+    """Walk a source now, from the start, together with the replicas that run.
 
     Args:
         settings: name the database and the size of a window.
         pipeline: its name.
         tell: told after every step the state (see ``domain.messages.SweepWindow``) and the totals.
+        watch: to the end; otherwise one window is walked here, and the rest is left to the replicas.
     """
     async with operations(settings) as database:
         await database.request_sweep(pipeline)
@@ -172,10 +178,29 @@ async def sweep(settings: Settings, pipeline: str, *, tell: Callable[[str, Sweep
             window = await database.sweep(pipeline, rows=settings.sweep.rows, interval=_NEVER_AGAIN)
             totals = await database.sweep_progress(pipeline)
             tell(window.state, totals)
-            if window.state in {"finished", "resting"}:
+            if window.state in {"finished", "resting"} or not watch:
                 return totals
             if window.state != "walked":  # a lane is deep, or another replica walks
                 await asyncio.sleep(settings.worker.poll_min)
+
+
+async def explain_document(settings: Settings, pipeline: str, key: str) -> tuple[DocumentFacts, Explanation]:
+    """What is known about one document, and what that means under these settings.
+
+    Raises:
+        Fatal: the key is no value of the key's type, or not valid text.
+        Refused: the pipeline is unknown.
+    """
+    if any("\ud800" <= character <= "\udfff" for character in key) or "\0" in key:
+        raise Fatal("bad_key", "the key is not valid UTF-8 text")
+    limits = ExplainLimits(
+        max_attempts=settings.worker.max_attempts,
+        max_document_bytes=settings.worker.max_document_bytes,
+        sweep_interval=settings.sweep.interval,
+    )
+    async with operations(settings) as database:
+        facts = await database.explain(pipeline, key)
+    return facts, explain(facts, limits)
 
 
 async def replay_dead_letters(settings: Settings, pipeline: str, ids: Sequence[int] | None) -> int:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from sidecar_daemon.cli import checks, daemon, dead_letters, model_files, pipelines
-from sidecar_daemon.cli.output import complain
+from sidecar_daemon.cli import checks, daemon, dead_letters, model_files, pipelines, sweeping, top
+from sidecar_daemon.cli.output import complain, forgive_encodings
 from sidecar_daemon.domain.errors import SidecarError
 
 if TYPE_CHECKING:
@@ -35,9 +35,11 @@ app = typer.Typer(
 )
 daemon.register(app)
 pipelines.register(app)
+sweeping.register(app)
 dead_letters.register(app)
 model_files.register(app)
 checks.register(app)
+top.register(app)
 
 
 def run_command_line(arguments: Sequence[str]) -> int:
@@ -46,6 +48,7 @@ def run_command_line(arguments: Sequence[str]) -> int:
     Returns:
         0, 1 when it failed, 2 for bad usage and bad settings, 130 after Ctrl-C.
     """
+    forgive_encodings()
     try:
         answer = app(list(arguments), prog_name="sidecar-daemon", standalone_mode=False)
         sys.stdout.flush()

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from sidecar_daemon.app import operations
-from sidecar_daemon.cli.output import JsonFlag, PipelineArgument, plain, print_json, print_table, say
+from sidecar_daemon.cli.output import JsonFlag, PipelineArgument, plain, print_json, print_table, printable, say
 from sidecar_daemon.domain.errors import Fatal
+from sidecar_daemon.domain.wording import span
 from sidecar_daemon.settings import Settings
 
 IdsArgument = Annotated[list[int] | None, typer.Argument(metavar="[ID]...", help="Ids; see `dead-letters list`.")]
@@ -33,14 +34,14 @@ def list_all(pipeline: PipelineArgument, *, as_json: JsonFlag = False) -> None:
         print_json(letters)
         return
     print_table(
-        ("id", "document", "reason", "#attempts", "died", "resolved"),
+        ("#id", "document", "reason", "#attempts", "#age", "resolved"),
         (
             (
                 str(letter.id),
                 letter.document_id,
                 letter.reason,
                 letter.attempts,
-                letter.dead_at.isoformat(sep=" ", timespec="seconds"),
+                span(letter.age_seconds),
                 letter.resolved,
             )
             for letter in letters
@@ -65,7 +66,7 @@ def show(
         return
     fields = plain(found)
     if isinstance(fields, dict):
-        say(*(f"{name:<13} {'-' if value is None else value}" for name, value in fields.items()))
+        say(*(f"{name:<13} {'-' if value is None else printable(str(value))}" for name, value in fields.items()))
 
 
 def replay(

@@ -1,4 +1,4 @@
-"""``attach``, ``detach``, ``status``, ``search``, ``sweep``, ``pause``, ``resume``."""
+"""``attach``, ``detach``, ``status``, ``search``, ``pause``, ``resume``."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ import typer
 
 from sidecar_daemon.app import model_files, operations
 from sidecar_daemon.app.documents import status_document
-from sidecar_daemon.cli.output import JsonFlag, PipelineArgument, note, print_json, print_table, say
+from sidecar_daemon.cli.output import NO_PIPELINES, JsonFlag, PipelineArgument, print_json, print_table, say
 from sidecar_daemon.domain.errors import Fatal
 from sidecar_daemon.domain.messages import LongDocuments
+from sidecar_daemon.domain.wording import span
 from sidecar_daemon.settings import Settings
 
 if TYPE_CHECKING:
-    from sidecar_daemon.adapters.postgres.operations import Attached, Match, SweepProgress
+    from sidecar_daemon.adapters.postgres.operations import Attached, Match
 
 _ATTACH = (
     "Examples: sidecar-daemon attach public.articles title body --model gte-small · "
     'sidecar-daemon attach \'public."My Docs"\' "Body" --key "Doc Id" --name docs · sidecar-daemon attach --create'
 )
-
-
 _STATUS_COLUMNS = (
     *("pipeline", "source", "model", "state", "#live", "#bulk", "#oldest", "#dead"),
     *("#documents", "#embedded", "#stale", "#missing", "#coverage"),
 )
+_STATUS_SHED = ("model", "source", "#embedded", "#stale", "#missing", "#documents", "#oldest")
 
 
 def register(app: typer.Typer) -> None:
@@ -36,7 +36,6 @@ def register(app: typer.Typer) -> None:
     app.command("detach", epilog="Example: sidecar-daemon detach articles --keep-embeddings")(detach)
     app.command("status", epilog="Example: sidecar-daemon status --json")(status)
     app.command("search", epilog='Example: sidecar-daemon search articles "how to bake bread" -k 3')(search)
-    app.command("sweep", epilog="Example: sidecar-daemon sweep articles")(sweep)
     app.command("pause", epilog="Example: sidecar-daemon pause articles")(pause)
     app.command("resume", epilog="Example: sidecar-daemon resume articles")(resume)
 
@@ -139,7 +138,7 @@ def status(*, as_json: JsonFlag = False) -> None:
                 "on" if each.enabled else "paused",
                 each.live.depth,
                 each.bulk.depth,
-                f"{max(each.live.oldest_seconds, each.bulk.oldest_seconds):.0f} s",
+                span(max(each.live.oldest_seconds, each.bulk.oldest_seconds)),
                 each.dead,
                 each.documents,
                 each.embedded,
@@ -149,8 +148,12 @@ def status(*, as_json: JsonFlag = False) -> None:
             )
             for each in found
         ),
-        empty="no pipelines; attach a table: sidecar-daemon attach TABLE COLUMN...",
+        empty=NO_PIPELINES,
+        shed=_STATUS_SHED,
     )
+    for each in found:
+        if not each.enabled:
+            say(f"{each.name} is paused: edits are queued, nothing is embedded until sidecar-daemon resume {each.name}")
 
 
 def search(
@@ -180,30 +183,6 @@ def search(
 def _excerpt(text: str, length: int = 100) -> str:
     line = " ".join(text[: 4 * length].split())
     return line if len(line) <= length else line[: length - 1] + "…"
-
-
-def sweep(pipeline: PipelineArgument, *, as_json: JsonFlag = False) -> None:
-    """Walk the source now, find what is missing, outdated or of another model, and enqueue it."""
-    told: set[str] = set()
-
-    def tell(state: str, totals: SweepProgress) -> None:
-        hints = {
-            "waiting": f"waiting after {totals.scanned:,} rows: the lanes are deep, a daemon must work them off",
-            "busy": "another replica walks this pipeline; waiting for it",
-        }
-        if state in hints and state not in told:
-            note(hints[state])
-            told.add(state)
-
-    totals = asyncio.run(operations.sweep(Settings.read(), pipeline, tell=tell))
-    if as_json:
-        print_json(totals)
-        return
-    say(
-        f"{pipeline}: {totals.scanned:,} rows scanned, {totals.enqueued:,} enqueued "
-        f"(missing {totals.missing:,}, outdated {totals.outdated:,}, wrong model {totals.wrong_model:,}, "
-        f"surplus {totals.surplus:,})"
-    )
 
 
 def pause(pipeline: PipelineArgument, *, as_json: JsonFlag = False) -> None:

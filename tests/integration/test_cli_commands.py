@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import pty
+import re
 import signal
 import sys
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from sidecar_daemon.cli import run_command_line
 from tests.command_line import MODELS, ROOT, Finished, ended, launch, sidecar, start
 from tests.conftest import admin
 from tests.daemon import Daemon
+from tests.terminal import terminal
 from tests.waiting import eventually
 
 if TYPE_CHECKING:
@@ -129,6 +131,18 @@ async def test_status_has_the_documented_shape(notes: str) -> None:
     assert "public.notes" in table.out
 
 
+@pytest.mark.parametrize(("columns", "shed"), [(130, []), (80, ["source", "model"]), (50, ["documents", "stale"])])
+async def test_status_on_a_narrow_terminal_does_without_columns(notes: str, columns: int, shed: list[str]) -> None:
+    async with terminal("status", settings={"DATABASE_URL": notes}, columns=columns) as screen:
+        assert await screen.process.wait() == 0
+        lines = await eventually(lambda: screen.since("\0").split("\r\n"))
+    heads = lines[0].split()
+    assert max(len(line) for line in lines) <= columns
+    assert [head for head in shed if head in heads] == []
+    assert {"pipeline", "state", "live", "bulk", "dead", "coverage"} <= set(heads)
+    assert lines[1].split()[0] == "notes"
+
+
 async def test_status_without_a_pipeline(database_url: str) -> None:
     assert (await sidecar("status", "--json", database_url=database_url)).json == {"pipelines": []}
     assert "attach a table" in (await sidecar("status", database_url=database_url)).out
@@ -137,6 +151,7 @@ async def test_status_without_a_pipeline(database_url: str) -> None:
 async def test_sweep_finds_what_is_missing(notes: str) -> None:
     swept = (await sidecar("sweep", "notes", "--json", database_url=notes, SWEEP_ROWS="1")).json
     assert swept == {
+        "pipeline": "notes",
         "finished": True,
         "scanned": 3,
         "missing": 2,
@@ -151,6 +166,38 @@ async def test_sweep_finds_what_is_missing(notes: str) -> None:
     assert depth == 2
 
 
+async def test_sweep_now_begins_the_walk_and_leaves_the_rest_to_daemons(
+    notes: str, connection: asyncpg.Connection
+) -> None:
+    begun = (await sidecar("sweep", "notes", "--now", "--json", database_url=notes, SWEEP_ROWS="1")).json
+    assert (begun["pipeline"], begun["finished"], begun["scanned"]) == ("notes", False, 1)
+    told = await sidecar("sweep", "notes", "--now", database_url=notes, SWEEP_ROWS="1")
+    assert (told.code, told.err) == (0, "")
+    assert "notes: 1 row scanned" in told.out
+    assert "so far; running daemons walk the rest" in told.out
+    async with Daemon(notes, MODELS, {"POLL_MAX": "0.2"}):
+        await eventually(lambda: connection.fetchval("SELECT finished FROM sidecar.sweep_progress('notes')"), 60)
+
+
+async def test_sweep_without_a_name_walks_every_pipeline_that_is_not_paused(notes: str) -> None:
+    admin(notes, "CREATE TABLE letters (id int PRIMARY KEY, body text)")
+    assert (await sidecar("attach", "letters", "body", "--model", "tiny", database_url=notes)).code == 0
+    assert [each["pipeline"] for each in (await sidecar("sweep", "--json", database_url=notes)).json] == [
+        "letters",
+        "notes",
+    ]
+    assert (await sidecar("pause", "letters", database_url=notes)).code == 0
+    swept = await sidecar("sweep", "--now", database_url=notes)
+    assert (swept.code, swept.err) == (0, "letters is paused: not swept\n")
+    assert swept.out.startswith("notes: 3 rows scanned")
+    assert len(swept.out.splitlines()) == 1
+
+
+async def test_sweep_without_a_pipeline(database_url: str) -> None:
+    nothing = await sidecar("sweep", "--json", database_url=database_url)
+    assert (nothing.json, "attach a table" in nothing.err) == ([], True)
+
+
 async def test_sweep_beside_a_running_daemon_tells_the_whole_walk(notes: str) -> None:
     async with Daemon(notes, MODELS, {"POLL_MAX": "0.2"}):
         swept = (await sidecar("sweep", "notes", "--json", database_url=notes)).json
@@ -163,7 +210,7 @@ async def test_sweep_waits_for_the_replica_that_walks(notes: str, connection: as
     await connection.execute(f"SELECT pg_advisory_lock({lock})")
     process = await start("sweep", "notes", "--json", database_url=notes)
     assert process.stderr is not None
-    assert await process.stderr.readline() == b"another replica walks this pipeline; waiting for it\n"
+    assert await process.stderr.readline() == b"notes: another replica walks it; waiting for it\n"
     await connection.execute(f"SELECT pg_advisory_unlock({lock})")
     finished = await ended(process)
     assert finished.json["scanned"] == 3
@@ -174,7 +221,10 @@ async def test_pause_and_resume(notes: str) -> None:
     paused = await sidecar("pause", "notes", "--json", database_url=notes)
     assert paused.json == {"pipeline": "notes", "enabled": False, "changed": True}
     assert "was already paused" in (await sidecar("pause", "notes", database_url=notes)).out
-    assert "paused" in (await sidecar("status", database_url=notes)).out
+    shown = (await sidecar("status", database_url=notes)).out.splitlines()
+    assert "paused" in shown[1]
+    assert shown[2] == ("notes is paused: edits are queued, nothing is embedded until sidecar-daemon resume notes")
+    assert (await sidecar("status", "--json", database_url=notes)).json["pipelines"][0]["enabled"] is False
     swept = await sidecar("sweep", "notes", database_url=notes)
     assert (swept.code, swept.err) == (1, "error: pipeline notes is paused\n")
     assert (await sidecar("resume", "notes", "--json", database_url=notes)).json["changed"] is True
@@ -198,8 +248,10 @@ async def test_dead_letters_are_listed_shown_replayed_and_purged(notes: str, con
     assert {letter["reason"] for letter in listed} == {"malformed"}
     table = await sidecar("dead-letters", "list", "notes", database_url=notes)
     assert len(table.out.splitlines()) == 4
+    assert re.search(r"malformed +1 +[0-9.]+ (ms|s|min) +no *$", table.out.splitlines()[1])
 
     shown = (await sidecar("dead-letters", "show", "notes", str(second), "--json", database_url=notes)).json
+    assert shown.pop("age_seconds") >= listed[1].pop("age_seconds") >= 0
     assert shown == listed[1]
     assert json.loads(shown["message"])["foreign"] == 1
     assert '"foreign": 1' in (await sidecar("dead-letters", "show", "notes", str(second), database_url=notes)).out
@@ -268,7 +320,20 @@ async def test_without_a_command_the_daemon_runs(notes: str) -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        *("run", "migrate", "attach", "detach", "status", "search", "sweep", "pause", "resume", "doctor", "demo"),
+        *(
+            "run",
+            "migrate",
+            "attach",
+            "detach",
+            "status",
+            "search",
+            "sweep",
+            "pause",
+            "resume",
+            "doctor",
+            "doctor document",
+            "demo",
+        ),
         *("dead-letters list", "dead-letters show", "dead-letters replay", "dead-letters purge"),
         *("models list", "models pull", "models verify"),
     ],

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from pgvector import Vector as SqlVector
 
 from sidecar_daemon.adapters.postgres.queue import PostgresCatalog
+from sidecar_daemon.adapters.postgres.tracing import document_facts
 from sidecar_daemon.domain.errors import Fatal, SidecarError
 from sidecar_daemon.domain.messages import LaneDepth, SweepWindow
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from sidecar_daemon.adapters.postgres.pool import Database
     from sidecar_daemon.domain.messages import LongDocuments, ModelId, Pipeline, Vector
+    from sidecar_daemon.domain.tracing import DocumentFacts
 
 STANDARD_TABLE = "public.source_documents"
 """The table that ``attach --create`` makes."""
@@ -41,6 +43,10 @@ _ATTACH = """
 SELECT sidecar.attach($1::text::regclass, $2, p_name => $3, p_key => $4, p_embeddings => $5, p_embeddings_key => $6,
     p_queue => $7, p_model => $8, p_model_id => $9, p_dimensions => $10, p_long_documents => $11,
     p_store_text => $12, p_index => $13)
+"""
+_DEAD_LETTERS = """
+SELECT d.*, greatest(0, extract(epoch FROM pg_catalog.clock_timestamp() - d.dead_at))::float8 AS age_seconds
+FROM sidecar.list_dead_letters($1) AS d
 """
 
 
@@ -138,6 +144,8 @@ class DeadLetter:
     """The document is gone, blank, changed since, or embedded: nothing is left to mend."""
     message: str
     """The message as the writer sent it, JSON."""
+    age_seconds: float
+    """Since it was given up, by the database's clock."""
 
 
 class PostgresOperations:
@@ -146,6 +154,11 @@ class PostgresOperations:
     def __init__(self, database: Database) -> None:
         """Bind a database."""
         self._database = database
+
+    @property
+    def place(self) -> str:
+        """The database as ``user@host:port/name``, without the password."""
+        return self._database.place
 
     async def attach(self, wanted: Attachment) -> Attached:
         """Keep a vector beside every row of a table. Idempotent; changes an attached pipeline.
@@ -220,8 +233,12 @@ class PostgresOperations:
 
     async def dead_letters(self, name: str) -> list[DeadLetter]:
         """The dead letters of a pipeline, oldest first."""
-        rows = await self._database.call("SELECT * FROM sidecar.list_dead_letters($1)", name)
+        rows = await self._database.call(_DEAD_LETTERS, name)
         return [DeadLetter(**{key: value for key, value in row.items() if key != "pipeline"}) for row in rows]
+
+    async def explain(self, name: str, key: str) -> DocumentFacts:
+        """What is known about one document; see ``tracing.document_facts``."""
+        return await document_facts(self._database, name, key)
 
     async def replay(self, name: str, ids: Sequence[int] | None) -> int:
         """Move dead letters back to the live lane with a clean count, all when None. Returns how many."""
