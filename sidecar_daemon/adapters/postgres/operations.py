@@ -140,6 +140,16 @@ class DeadLetter:
     """The message as the writer sent it, JSON."""
 
 
+@dataclass(frozen=True, slots=True)
+class NewestDeadLetter:
+    """A dead letter as a status page shows it: nothing of the document, nothing of the error's text."""
+
+    document_id: str | None
+    reason: str | None
+    age_seconds: float
+    attempts: int | None
+
+
 class PostgresOperations:
     """The operator's calls on one database."""
 
@@ -222,6 +232,11 @@ class PostgresOperations:
         """The dead letters of a pipeline, oldest first."""
         rows = await self._database.call("SELECT * FROM sidecar.list_dead_letters($1)", name)
         return [DeadLetter(**{key: value for key, value in row.items() if key != "pipeline"}) for row in rows]
+
+    async def newest_dead_letters(self, name: str, limit: int) -> list[NewestDeadLetter]:
+        """The newest dead letters of a pipeline, newest first. Asked once, without retry."""
+        rows = await self._database.call("SELECT * FROM sidecar.newest_dead_letters($1, $2)", name, limit, retry=False)
+        return [NewestDeadLetter(**dict(row)) for row in rows]
 
     async def replay(self, name: str, ids: Sequence[int] | None) -> int:
         """Move dead letters back to the live lane with a clean count, all when None. Returns how many."""
