@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from sidecar_daemon.domain.outcomes import Outcome
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from sidecar_daemon.domain.messages import Observation, PipelineName, PipelineObservation
 
+Circuit = Literal["closed", "half_open", "open"]
+_BROKEN: dict[str, Circuit] = {"open": "open", "half_open": "half_open"}
 STEP_SECONDS = 5
 STEPS = 180
 """Fifteen minutes."""
@@ -92,7 +94,7 @@ class Recent:
         self._clock = clock
         self._started = clock()
         self._pasts: dict[PipelineName, _Past] = {}
-        self._circuits: dict[str, str] = {}
+        self._circuits: dict[str, Circuit] = {}
         self._snapshot: dict[PipelineName, PipelineObservation] = {}
         self._observed: float | None = None
 
@@ -120,10 +122,10 @@ class Recent:
 
     def circuit(self, scope: str, state: str) -> None:
         """The state of a breaker; its scope is a pipeline, or ``database``."""
-        if state == "closed":
-            self._circuits.pop(scope, None)
+        if state in _BROKEN:
+            self._circuits[scope] = _BROKEN[state]
         else:
-            self._circuits[scope] = state
+            self._circuits.pop(scope, None)
 
     # What is asked
 
@@ -135,7 +137,7 @@ class Recent:
         """How a pipeline was at the newest look."""
         return self._snapshot.get(pipeline)
 
-    def circuit_of(self, scope: str) -> str:
+    def circuit_of(self, scope: str) -> Circuit:
         """The state of a breaker."""
         return self._circuits.get(scope, "closed")
 
