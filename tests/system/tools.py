@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 
-PACKAGES = {"pgbouncer": "pgbouncer"}
+PACKAGES = {"chromium": "chromium", "pgbouncer": "pgbouncer"}
 """Debian's package of each tool."""
 
 
