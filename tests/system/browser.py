@@ -127,9 +127,9 @@ class Page:
         return result["result"].get("value")
 
     async def text(self, selector: str) -> str:
-        """What a person reads in the first element that matches; empty where there is none or it is hidden."""
-        shown = "((element) => (element?.checkVisibility() ? element.innerText.trim() : ''))"
-        return str(await self.js(f"{shown}(document.querySelector({json.dumps(selector)}))"))
+        """What a person reads in the first visible element that matches; empty where there is none."""
+        found = f"[...document.querySelectorAll({json.dumps(selector)})].find((element) => element.checkVisibility())"
+        return str(await self.js(f"({found}?.innerText ?? '').trim()"))
 
     async def shows(self, selector: str, wanted: str, *, timeout: float = 30.0) -> None:  # noqa: ASYNC109  polls
         """Wait until an element shows a text."""

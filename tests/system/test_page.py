@@ -165,6 +165,10 @@ async def test_it_renders_and_follows_the_documents(
         before = await number(page, "[data-at=outcomes] dd")
         await write(connection, 50)
         await eventually(lambda: embedded(page, before + 50), 90, "50 more, without a reload")
+        await connection.execute("SELECT sidecar.request_sweep('notes')")
+        await page.shows("[data-at=documents]", "350")
+        await page.shows("[data-at=coverage]", "100 %")
+        await page.shows("[data-at=sweep]", "finished")
         assert sum("/overview" in url for url in page.requests) > 2
         assert [url for url in page.requests if url == f"{daemon.url}/"] == [f"{daemon.url}/"], "it was loaded once"
         await page.picture(pictures / "page-light.png")
@@ -245,11 +249,13 @@ async def test_an_outage_of_the_database_is_shown_and_its_end(
             await page.shows("#headline", "Ready")
             await asyncio.to_thread(server.stop)
             await page.shows("#headline", "Not ready", timeout=60)
-            await page.shows("#reasons", "database")
+            await page.shows("#reasons", "cannot reach the database")
+            assert (await page.text("#reasons")).count("cannot reach") == 1, "one cause is one line"
             await page.shows(".card .state", "waiting")
             assert re.search("circuit (open|half open)", await page.text(".card .circuit"))
             await page.shows("#age", "queues as of", timeout=60)
             assert "too_large" in await page.text("[data-at=letter-rows]"), "what was seen before stays"
+            assert (await page.js(CONTRAST))["poor"] == []
             assert await page.js("document.title") == "Not ready · sidecar-daemon"
             await page.picture(pictures / "page-outage.png")
             await asyncio.to_thread(server.start)

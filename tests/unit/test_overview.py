@@ -121,6 +121,8 @@ async def test_with_the_database_away_the_old_list_stays_and_ages(post: Post) ->
     for _ in range(3):
         post.seconds += ASK_SECONDS
         await post.look()
+        assert post.letters._asking is not None
+        assert post.letters._asking.exception() is None, "an outage is no bug"
     assert len(post.asked) == 4
     assert [letter.age_seconds for letter in post.letters.of(DOCS)] == [10 + 3 * ASK_SECONDS]
 

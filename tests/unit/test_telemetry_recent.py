@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pytest
+import structlog
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
 
 from sidecar_daemon.domain.messages import LaneDepth, Observation, PipelineName, PipelineObservation
 from sidecar_daemon.domain.outcomes import Outcome
+from sidecar_daemon.telemetry import BatchSettled, Telemetry
 from sidecar_daemon.telemetry.recent import (
     CARRIED_STEPS,
     LONGEST,
@@ -230,3 +233,21 @@ def test_memory_does_not_grow_with_what_is_told(told: list[tuple[float, float]])
     assert len(past.ring) == STEPS
     widest = math.log2(LONGEST / SHORTEST) / math.log2(1 + QUANTILE_ERROR) + 1
     assert max(len(step.freshness) for step in past.ring) <= widest
+
+
+def test_telemetry_feeds_it() -> None:
+    clocked = Clocked()
+    telemetry = Telemetry(CollectorRegistry(), structlog.get_logger(), clock=lambda: clocked.seconds)
+    telemetry.observed(Observation((observation(DOCS, 4),), None, None))
+    telemetry.batch_settled(BatchSettled(DOCS, 3, {Outcome.EMBEDDED: 2, Outcome.GONE: 1}, [0.2, 0.3], 0.01, 0))
+    telemetry.documents(DOCS, Outcome.DEFERRED, 1)
+    telemetry.circuit("docs", "open")
+    clocked.seconds += STEP_SECONDS
+    recent = telemetry.recent
+    assert recent.outcomes(DOCS) == {Outcome.EMBEDDED: 2, Outcome.GONE: 1, Outcome.DEFERRED: 1}
+    assert recent.series(DOCS).embedded == [2, 0]
+    assert recent.series(DOCS).depth == [5, 5]
+    assert recent.quantiles(DOCS).count == 2
+    assert recent.circuit_of("docs") == "open"
+    assert recent.observation(DOCS) == observation(DOCS, 4)
+    assert recent.observed_seconds_ago() == STEP_SECONDS, "by the clock that telemetry was given"

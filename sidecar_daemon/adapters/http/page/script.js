@@ -244,7 +244,7 @@ function card(name) {
   return made;
 }
 
-function showCard(pipeline, series, step, known) {
+function showCard(pipeline, series, step, known, told) {
   const { section, charts } = card(pipeline.name);
   const put = (name, text) => say(part(section, name), text);
   put("source", pipeline.source);
@@ -254,7 +254,7 @@ function showCard(pipeline, series, step, known) {
   put("circuit", `circuit ${pipeline.circuit.replace("_", " ")}`);
   tone(part(section, "circuit"), CIRCUITS[pipeline.circuit]);
   const paused = `Messages wait until it is resumed: sidecar-daemon resume ${pipeline.name}`;
-  const reason = pipeline.state === "paused" ? paused : pipeline.reason;
+  const reason = pipeline.state === "paused" ? paused : told.includes(pipeline.reason) ? "" : pipeline.reason;
   put("reason", reason || "");
   tone(part(section, "reason"), pipeline.state === "paused" ? "quiet" : STATES[pipeline.state]);
   show(part(section, "reason"), Boolean(reason));
@@ -352,7 +352,9 @@ function render() {
     (row, pipeline) => showRow(row, pipeline, known));
   show(byId("all"), pipelines.length > 1);
   show(byId("nothing"), pipelines.length === 0 && known);
-  for (const pipeline of pipelines) showCard(pipeline, history.series[pipeline.name], history.step_seconds, known);
+  for (const pipeline of pipelines) {
+    showCard(pipeline, history.series[pipeline.name], history.step_seconds, known, overview.reasons);
+  }
   for (const [name, { section }] of cards) {
     if (!pipelines.some((pipeline) => pipeline.name === name)) {
       section.remove();
@@ -382,7 +384,7 @@ function verdict() {
     ? ["The daemon does not answer", "bad", last ? ["What you see is its last answer."] : []]
     : !overview ? ["Asking the daemon …", "quiet", []]
     : overview.ready ? ["Ready", "good", []]
-    : ["Not ready", "bad", overview.reasons];
+    : ["Not ready", "bad", once(overview.reasons)];
   say(byId("headline"), headline);
   tone(byId("verdict"), colour);
   rows(byId("reasons"), reasons, () => make("li"), say);
@@ -395,12 +397,16 @@ function verdict() {
   }
 }
 
+// What is said of the whole daemon is not said again of each pipeline.
+const once = (reasons) => reasons.filter((reason) => !reasons.some((other) => reason.endsWith(`: ${other}`)));
+
 function age() {
   if (!last) return;
   const passed = (performance.now() - last.at) / 1000;
   const seen = last.overview.observed_seconds_ago;
   const queues = seen === null ? "queues not looked at yet"
     : seen + passed > OLD ? `queues as of ${ago(seen + passed)}` : "";
+  tone(byId("age"), (failed || queues) && "warn");
   say(byId("age"), [held || failed || passed > 5 ? `shown: state of ${ago(passed)}` : "updated every 2 s", queues].filter(Boolean).join(" · "));
 }
 
