@@ -63,6 +63,19 @@ class _Step:
     embedded: int = 0
     depth: int | None = None
     freshness: Counter[int] = field(default_factory=Counter)
+    drawn: tuple[float | None, float | None] | None = None
+    """Its median and p99, once they were asked for: a step that is over does not change any more."""
+
+    def waited(self, seconds: float) -> None:
+        """One document waited this long."""
+        self.freshness[_bucket(seconds)] += 1
+        self.drawn = None
+
+    def quantiles(self) -> tuple[float | None, float | None]:
+        """Median and p99 of its documents."""
+        if self.drawn is None:
+            self.drawn = _quantiles(self.freshness)
+        return self.drawn
 
 
 _EMPTY = _Step()
@@ -109,7 +122,7 @@ class Recent:
 
     def freshness(self, pipeline: PipelineName, seconds: float) -> None:
         """How long one document waited for its vector."""
-        self._past(pipeline).put(self._now()).freshness[_bucket(seconds)] += 1
+        self._past(pipeline).put(self._now()).waited(seconds)
 
     def observed(self, snapshot: Observation) -> None:
         """How all pipelines are. One that is not among them is forgotten."""
@@ -157,8 +170,9 @@ class Recent:
         """Freshness over all steps that are kept."""
         past, total = self._pasts.get(pipeline, _NOTHING), Counter[int]()
         for number in self._kept():
-            total.update(past.get(number).freshness)
-        return Freshness(_quantile(total, 0.5), _quantile(total, 0.99), total.total())
+            for bucket, count in past.get(number).freshness.items():
+                total[bucket] += count
+        return Freshness(*_quantiles(total), total.total())
 
     def series(self, pipeline: PipelineName) -> Series:
         """What to draw: as many steps as the daemon has lived, at most ``STEPS``."""
@@ -167,8 +181,8 @@ class Recent:
         return Series(
             embedded=[step.embedded for step in steps],
             depth=list(_carried([step.depth for step in steps])),
-            freshness_p50=[_quantile(step.freshness, 0.5) for step in steps],
-            freshness_p99=[_quantile(step.freshness, 0.99) for step in steps],
+            freshness_p50=[step.quantiles()[0] for step in steps],
+            freshness_p99=[step.quantiles()[1] for step in steps],
         )
 
     def _now(self) -> int:
@@ -195,12 +209,16 @@ def _bucket(seconds: float) -> int:
     return min(int(math.log2(min(seconds, LONGEST) / SHORTEST) * _PER_OCTAVE), _LAST_BUCKET)
 
 
-def _quantile(buckets: Counter[int], q: float) -> float | None:
-    """The middle, on a log scale, of the bucket that holds the nearest rank of ``q``."""
-    left = math.ceil(q * buckets.total())
-    for bucket in sorted(buckets):
-        left -= buckets[bucket]
-        if left <= 0:
+def _quantiles(buckets: Mapping[int, int]) -> tuple[float | None, float | None]:
+    """Median and p99: the middle, on a log scale, of the bucket that holds the nearest rank."""
+    ordered, count = sorted(buckets.items()), sum(buckets.values())
+    return _at_rank(ordered, math.ceil(0.5 * count)), _at_rank(ordered, math.ceil(0.99 * count))
+
+
+def _at_rank(ordered: Sequence[tuple[int, int]], rank: int) -> float | None:
+    for bucket, count in ordered:
+        rank -= count
+        if rank <= 0:
             return float(SHORTEST * 2 ** ((bucket + 0.5) / _PER_OCTAVE))
     return None
 

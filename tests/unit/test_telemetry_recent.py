@@ -154,6 +154,14 @@ def test_a_slot_is_emptied_before_it_is_used_again() -> None:
         clocked.seconds += STEPS * STEP_SECONDS
 
 
+def test_a_step_is_drawn_anew_for_every_document() -> None:
+    clocked = Clocked()
+    for seconds in (1.0, 10.0, 100.0):
+        clocked.recent.freshness(DOCS, seconds)
+        (p99,) = clocked.recent.series(DOCS).freshness_p99
+        assert p99 == pytest.approx(seconds, rel=0.05)
+
+
 def test_only_what_was_embedded_is_throughput() -> None:
     clocked = Clocked()
     for outcome in Outcome:
