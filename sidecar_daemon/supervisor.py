@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from sidecar_daemon.domain.errors import Fatal, Refused, Transient
 from sidecar_daemon.domain.messages import Lane, Pipeline, PipelineName
@@ -37,6 +37,20 @@ class Crew:
     model_id: ModelId
     worker: Worker
     sweeper: Sweeper
+
+
+StaffState = Literal["working", "paused", "refused", "waiting"]
+"""What this daemon does about a pipeline. Paused is an operator's wish; waiting is for the database or a crew."""
+
+
+@dataclass(frozen=True, slots=True)
+class Staffed:
+    """One pipeline, as this daemon is concerned with it."""
+
+    pipeline: Pipeline
+    state: StaffState
+    reason: str | None
+    """Why it does not work, in one line; None while it does, or while it is paused."""
 
 
 @dataclass(slots=True, eq=False)
@@ -75,6 +89,8 @@ class Supervisor:
         self._patience = patience
         self._posts: dict[PipelineName, _Post] = {}
         self._refusals: dict[PipelineName, str] = {}
+        self._known: dict[PipelineName, Pipeline] = {}
+        """What the catalog said last, by name."""
         self._wake = asyncio.Event()
         self._reconciled = False
         self._draining = False
@@ -108,6 +124,20 @@ class Supervisor:
             f"{name}: {post.crew.worker.waiting}" for name, post in self._posts.items() if post.crew.worker.waiting
         ]
         return reasons + [f"{name}: {reason}" for name, reason in sorted(self._refusals.items())]
+
+    def staffed(self) -> list[Staffed]:
+        """Every pipeline that is this daemon's to work on, paused ones too, by name."""
+        return [self._staffed(p) for n, p in self._known.items() if not self._only or n in self._only]
+
+    def _staffed(self, pipeline: Pipeline) -> Staffed:
+        if not pipeline.enabled:
+            return Staffed(pipeline, "paused", None)
+        if pipeline.name in self._refusals:
+            return Staffed(pipeline, "refused", self._refusals[pipeline.name])
+        post = self._posts.get(pipeline.name)
+        waiting = "starting" if post is None else "stopping" if post.task.done() else post.crew.worker.waiting
+        waiting = "draining" if self._draining else waiting
+        return Staffed(pipeline, "waiting" if waiting else "working", waiting)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Staff the pipelines until ``stop`` is set, then drain.
@@ -148,7 +178,7 @@ class Supervisor:
 
     async def _reconcile(self, pipelines: list[Pipeline]) -> None:
         """Dismiss who works on what changed; hire for what is not staffed."""
-        known = {pipeline.name: pipeline for pipeline in pipelines}
+        known = self._known = {pipeline.name: pipeline for pipeline in pipelines}
         wanted = {n: p for n, p in known.items() if p.enabled and (not self._only or n in self._only)}
         self._refusals = {n: reason for n, reason in self._refusals.items() if n in wanted}
         for name in self._only - known.keys():

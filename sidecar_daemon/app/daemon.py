@@ -23,6 +23,7 @@ from sidecar_daemon.adapters.systemd import ServiceNotifier
 from sidecar_daemon.app.clock import elapsed
 from sidecar_daemon.app.crews import Hiring, Parts
 from sidecar_daemon.app.documents import status_document
+from sidecar_daemon.app.overview import Letters, Overviews
 from sidecar_daemon.patience import Patience
 from sidecar_daemon.settings import Pooler, Settings, installed_folder
 from sidecar_daemon.supervisor import Supervisor
@@ -62,7 +63,7 @@ class _Daemon:
         self._registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self._registry)
-        self._telemetry = Telemetry(self._registry, logger)
+        self._telemetry = Telemetry(self._registry, logger, clock=elapsed)
         self._notifier = ServiceNotifier(settings.service.notify_socket)
         self._stop = asyncio.Event()
         self._closing = asyncio.Event()
@@ -122,12 +123,22 @@ class _Daemon:
         async def status() -> dict[str, Any]:
             return status_document(await PostgresOperations(database).status())
 
+        letters = Letters(PostgresOperations(database).newest_dead_letters, clock=elapsed)
         app = build_app(
             HttpState(
                 alive=lambda: (True, "the event loop answers"),
                 ready=ready,
                 metrics=lambda: generate_latest(self._registry),
                 status=status,
+                overview=Overviews(
+                    version=build_version(),
+                    database=database.place,
+                    ready=ready,
+                    staffed=supervisor.staffed,
+                    recent=self._telemetry.recent,
+                    letters=letters,
+                    clock=elapsed,
+                ),
                 version=build_version(),
             )
         )
@@ -136,6 +147,7 @@ class _Daemon:
         work = asyncio.create_task(self._work(database, supervisor, starting))
         done, _ = await asyncio.wait([endpoints, work], return_when=asyncio.FIRST_COMPLETED)
         self._closing.set()
+        letters.close()
         if endpoints in done:
             self._stop.set()
         results = await asyncio.gather(endpoints, work, return_exceptions=True)

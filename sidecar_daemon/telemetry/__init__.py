@@ -17,6 +17,7 @@ from sidecar_daemon.domain.messages import Lane
 from sidecar_daemon.domain.outcomes import Outcome
 from sidecar_daemon.telemetry.logs import LogFormat, configure_logging, redact, safe_message
 from sidecar_daemon.telemetry.metrics import Bounded, Metrics
+from sidecar_daemon.telemetry.recent import Recent
 from sidecar_daemon.telemetry.remedies import remedy
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class Telemetry:
         self, registry: CollectorRegistry, logger: FilteringBoundLogger, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         """Register every metric on ``registry``; log to ``logger``; ``clock`` is monotonic, in seconds."""
+        self.recent = Recent(clock)
         self._metrics = Metrics(registry)
         self._log = logger
         self._reason, self._scope = Bounded(), Bounded()
@@ -157,10 +159,12 @@ class Telemetry:
     def documents(self, pipeline: PipelineName, outcome: Outcome, count: int) -> None:
         """Documents that ended outside a settle: unchanged, gone, deferred, released or dead-lettered."""
         self._metrics.documents.labels(pipeline, outcome.value).inc(count)
+        self.recent.documents(pipeline, outcome, count)
 
     def freshness(self, pipeline: PipelineName, seconds: float) -> None:
         """How long one document waited, from the writer's enqueueing to its committed vector."""
         self._metrics.freshness.labels(pipeline).observe(seconds)
+        self.recent.freshness(pipeline, seconds)
 
     def deferred(
         self, pipeline: PipelineName, key: DocumentKey | None, reason: str, *, attempt: int, delay: float
@@ -215,6 +219,7 @@ class Telemetry:
         """The breaker of a pipeline or of the catalog is ``closed``, ``half_open`` or ``open``."""
         for known in CIRCUIT_STATES:
             self._metrics.circuit.labels(self._scope(scope), known).set(known == state)
+        self.recent.circuit(scope, state)
 
     def recovered(self, scope: str, seconds: float) -> None:
         """What was away is back, after ``seconds``. Silent when nothing was away."""
@@ -260,6 +265,7 @@ class Telemetry:
     def observed(self, snapshot: Observation) -> None:
         """How the pipelines are. One that is no longer in the snapshot leaves the metrics."""
         metrics = self._metrics
+        self.recent.observed(snapshot)
         self._observed_at = self._clock()
         for seen in snapshot.pipelines:
             name = seen.pipeline

@@ -126,6 +126,22 @@ BEGIN
     USING p_pipeline, v_ids, v_keys, p.model_id;
 END $$;
 
+-- The newest dead letters of one pipeline, newest first, at most p_limit: what a status page shows. Columns: document_id
+-- (null where the message names none), reason, age_seconds, attempts (null where it tells none). Never the detail or the
+-- message; what a foreign message may hold in place of an id is cut short. Reads no more than it returns.
+-- Locks: none. May call: sidecar_runtime, sidecar_reader.
+CREATE OR REPLACE FUNCTION sidecar.newest_dead_letters(p_pipeline text, p_limit integer)
+RETURNS TABLE (document_id text, reason text, age_seconds double precision, attempts integer)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN QUERY EXECUTE format($q$
+        SELECT left(d.message ->> 'document_id', 200), left(d.message ->> 'reason', 64),
+               greatest(0, extract(epoch FROM clock_timestamp() - d.enqueued_at))::double precision,
+               sidecar._whole(d.message -> 'attempts')
+        FROM %s AS d ORDER BY d.msg_id DESC LIMIT $1
+    $q$, sidecar._queue_table((sidecar._pipeline(p_pipeline)).queue, 'dead')) USING p_limit;
+END $$;
+
 -- A whole number from JSON, or null. Locks: none. May call: the functions of this schema.
 CREATE OR REPLACE FUNCTION sidecar._whole(p_value jsonb)
 RETURNS integer

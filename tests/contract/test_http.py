@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from sidecar_daemon.adapters.http import HttpState, build_app, serve
+from sidecar_daemon.adapters.http.overview import Overview
 from sidecar_daemon.domain.errors import Fatal, Transient
 
 if TYPE_CHECKING:
@@ -38,6 +39,44 @@ STATUS = {
         }
     ]
 }
+OVERVIEW = {
+    "version": "1.2.3",
+    "uptime_seconds": 61.5,
+    "ready": False,
+    "reasons": ["the database is away"],
+    "database": "app@db:5432/shop",
+    "observed_seconds_ago": 2.5,
+    "pipelines": [
+        {
+            "name": "docs",
+            "source": "public.source_documents",
+            "model": "tiny@1",
+            "state": "waiting",
+            "reason": "the database is away",
+            "circuit": "half_open",
+            "queue": {"live": LANE, "bulk": {**LANE, "oldest_seconds": None}, "dead": 1},
+            "documents": None,
+            "coverage": None,
+            "sweep": {"walking": True, "scanned": 5, "age_seconds": None},
+            "rate": 0.5,
+            "freshness": {"p50": 0.02, "p99": None, "count": 1},
+            "outcomes": {"embedded": 3},
+            "dead_letters": [{"key": None, "reason": "malformed", "age_seconds": 3.5, "attempts": None}],
+        }
+    ],
+    "history": {
+        "step_seconds": 5,
+        "series": {
+            "docs": {
+                "embedded": [3, 0],
+                "depth": [None, 4],
+                "freshness_p50": [0.02, None],
+                "freshness_p99": [0.03, None],
+            }
+        },
+    },
+}
+"""Every field, in the shape that the page and ``top`` read."""
 
 
 @dataclass
@@ -59,12 +98,16 @@ class Daemon:
     def __post_init__(self) -> None:
         self.answers.set()
 
+    async def overview(self) -> Overview:
+        return Overview.model_validate(OVERVIEW)
+
     def state(self) -> HttpState:
         return HttpState(
             alive=lambda: self.alive,
             ready=lambda: self.ready,
             metrics=lambda: generate_latest(self.registry),
             status=self.status,
+            overview=self.overview,
             version="1.2.3",
         )
 
@@ -101,6 +144,7 @@ def assert_shape(description: dict[str, Any], schema: dict[str, Any], value: Any
         return
     assert fits(schema["type"], value), f"{where} is {value!r}"
     assert schema.get("const", value) == value
+    assert value in schema.get("enum", [value]), f"{where} is {value!r}"
     if schema["type"] == "array":
         assert len(value) >= schema.get("minItems", 0)
         for item in value:
@@ -109,6 +153,9 @@ def assert_shape(description: dict[str, Any], schema: dict[str, Any], value: Any
         assert set(schema.get("required", [])) <= set(value) <= set(schema["properties"]), where
         for key, item in value.items():
             assert_shape(description, schema["properties"][key], item, f"{where}.{key}")
+    elif schema["type"] == "object" and isinstance(schema.get("additionalProperties"), dict):
+        for key, item in value.items():
+            assert_shape(description, schema["additionalProperties"], item, f"{where}.{key}")
 
 
 def fits(kind: str, value: Any) -> bool:
@@ -128,11 +175,14 @@ async def test_every_described_endpoint_answers_as_described() -> None:
     daemon = Daemon()
     async with served(daemon.state()) as client:
         description = (await client.get("/openapi.json")).json()
-        assert set(description["paths"]) == {"/", "/livez", "/readyz", "/metrics", "/status"}
+        assert set(description["paths"]) == {"/", "/overview", "/endpoints", "/livez", "/readyz", "/metrics", "/status"}
+        listed = (await client.get("/endpoints")).json()["endpoints"]
+        assert set(listed) == {*description["paths"], "/openapi.json"}
         for path in description["paths"]:
             response = await client.get(path)
             assert response.status_code == 200, path
             assert response.headers["cache-control"] == "no-store"
+            assert response.headers["x-content-type-options"] == "nosniff"
             assert "server" not in response.headers
             assert_described(description, path, response)
         daemon.alive, daemon.ready = (False, "the worker has not moved for 60 s"), (False, ["the database is away"])
@@ -142,6 +192,11 @@ async def test_every_described_endpoint_answers_as_described() -> None:
             assert response.status_code == 503, path
             assert response.headers["cache-control"] == "no-store"
             assert_described(description, path, response)
+
+
+async def test_the_overview_has_the_shape_that_its_readers_expect() -> None:
+    async with served(Daemon().state()) as client:
+        assert (await client.get("/overview")).json() == OVERVIEW
 
 
 async def test_livez_and_readyz_say_why() -> None:

@@ -223,3 +223,25 @@ async def test_the_runtime_role_sees_and_replays_but_touches_no_table(rig: Rig, 
                 await runtime.execute(statement)
         assert await runtime.fetchval("SELECT sidecar.replay('docs')") == 1
     assert (await rig.queue.read([DocumentKey("1")]))[0].content == "text"
+
+
+async def test_the_newest_are_shown_without_what_they_are_about(rig: Rig, runtime_url: str) -> None:
+    await rig.write(**{f"k{key}": f"secret text {key}" for key in range(1, 8)})
+    for lease in await rig.lease():
+        await bury(rig, lease, of=md5("secret text"))
+    odd = {"document_id": "x" * 5000, "reason": "y" * 500, "detail": "secret", "attempts": "many", "message": "secret"}
+    await rig.connection.execute("SELECT pgmq.send('docs_dlq', $1::jsonb)", json.dumps(odd))
+    await rig.connection.execute("SELECT pgmq.send('docs_dlq', '7')")
+    await rig.connection.execute("UPDATE pgmq.q_docs_dlq SET enqueued_at = now() - interval '1 hour' WHERE msg_id = 1")
+    async with second_session(runtime_url) as runtime:
+        found = await runtime.fetch("SELECT * FROM sidecar.newest_dead_letters('docs', 9)")
+        assert len(await runtime.fetch("SELECT * FROM sidecar.newest_dead_letters('docs', 5)")) == 5
+    assert "secret" not in str(found)
+    foreign, long, *ours = found
+    assert (foreign["document_id"], foreign["reason"], foreign["attempts"]) == (None, None, None)
+    assert (long["document_id"], long["reason"], long["attempts"]) == ("x" * 200, "y" * 64, None)
+    assert [(row["document_id"], row["reason"], row["attempts"]) for row in ours] == [
+        (str(key), "inference_failed", 1) for key in range(7, 0, -1)
+    ]
+    assert 3600 <= ours[-1]["age_seconds"] < 3900
+    assert all(0 <= row["age_seconds"] < 300 for row in ours[:-1])

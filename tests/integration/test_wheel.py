@@ -53,6 +53,8 @@ def test_the_wheel_carries_every_statement_and_every_manifest_and_nothing_foreig
     assert [name for name in STATEMENTS if f"sidecar_daemon/{name}" not in names] == []
     assert MANIFESTS
     assert [name for name in MANIFESTS if f"sidecar_daemon/models/{name}" not in names] == []
+    page = [f"sidecar_daemon/adapters/http/page/{name}" for name in ("index.html", "style.css", "script.js")]
+    assert [name for name in page if name not in names] == []
     foreign = [name for name in names if not name.startswith(("sidecar_daemon/", "sidecar_daemon-"))]
     assert foreign == []
     assert [name for name in names if name.endswith((".onnx", ".safetensors"))] == []

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import shutil
 
-PACKAGES = {"pgbouncer": "pgbouncer", "prometheus": "prometheus", "promtool": "prometheus"}
+PACKAGES = {
+    "chromium": "chromium",
+    "pgbouncer": "pgbouncer",
+    "prometheus": "prometheus",
+    "promtool": "prometheus",
+}
 """Debian's package of each tool."""
 
 

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastapi import FastAPI, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, Field
 from starlette.datastructures import MutableHeaders
 
+from sidecar_daemon.adapters.http.overview import Overview
+from sidecar_daemon.adapters.http.page import load_page
 from sidecar_daemon.domain.errors import SidecarError
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ class HttpState:
     """The registry in Prometheus' text format."""
     status: Callable[[], Awaitable[dict[str, Any]]]
     """The pipelines, in the shape of ``sidecar-daemon status --json``. Raises ``SidecarError``."""
+    overview: Callable[[], Awaitable[Overview]]
+    """Everything that the page shows, from memory."""
     version: str = "unknown"
     status_seconds: float = 5.0
     """How long ``status`` may take before the answer is that the database does not answer."""
@@ -111,11 +115,14 @@ class Unavailable(BaseModel):
 
 
 _ENDPOINTS = {
+    "/": "the status page, for people",
+    "/overview": "what the status page shows, from memory",
     "/livez": "200 while the process moves; does not depend on the database",
     "/readyz": "200 while documents can be embedded, else 503 with the reasons",
     "/metrics": "Prometheus' text format",
     "/status": "every pipeline: queue, documents, coverage",
-    "/openapi.json": "this description for machines",
+    "/endpoints": "this list",
+    "/openapi.json": "the same for machines",
 }
 
 
@@ -123,9 +130,18 @@ def build_app(state: HttpState) -> FastAPI:
     """Build the application that answers from ``state``."""
     app = FastAPI(title="sidecar-daemon", version=state.version, docs_url=None, redoc_url=None)
     app.add_middleware(_Plain)
+    page = load_page()
 
-    @app.get("/", summary="Where to look")
-    async def index() -> Index:
+    @app.get("/", summary="The status page", response_class=HTMLResponse)
+    async def index() -> HTMLResponse:
+        return HTMLResponse(page.html, headers=page.headers)
+
+    @app.get("/overview", summary="What the status page shows", response_model=Overview)
+    async def overview() -> Response:
+        return Response((await state.overview()).model_dump_json(), media_type="application/json")
+
+    @app.get("/endpoints", summary="Where to look")
+    async def endpoints() -> Index:
         return Index(version=state.version, endpoints=_ENDPOINTS)
 
     @app.get("/livez", summary="Liveness", response_model=Liveness, responses={503: {"model": Liveness}})
@@ -161,7 +177,7 @@ def _answer(code: int, body: BaseModel) -> JSONResponse:
 
 
 class _Plain:
-    """Says that no answer may be stored, and answers HEAD, which load balancers send, like GET."""
+    """Says that no answer may be stored or taken for another type; answers HEAD, which probes send, like GET."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -169,7 +185,9 @@ class _Plain:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_unstored(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["Cache-Control"] = "no-store"
+                headers = MutableHeaders(scope=message)
+                headers["Cache-Control"] = "no-store"
+                headers["X-Content-Type-Options"] = "nosniff"
             await send(message)
 
         if scope.get("method") == "HEAD":  # the server leaves the body away: its own scope still says HEAD

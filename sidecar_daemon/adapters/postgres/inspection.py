@@ -35,6 +35,7 @@ _CALLED = (
     "extend",
     "lease",
     "list_pipelines",
+    "newest_dead_letters",
     "observe",
     "oldest_transaction",
     "read_documents",

@@ -148,6 +148,16 @@ class DeadLetter:
     """Since it was given up, by the database's clock."""
 
 
+@dataclass(frozen=True, slots=True)
+class NewestDeadLetter:
+    """A dead letter as a status page shows it: nothing of the document, nothing of the error's text."""
+
+    document_id: str | None
+    reason: str | None
+    age_seconds: float
+    attempts: int | None
+
+
 class PostgresOperations:
     """The operator's calls on one database."""
 
@@ -239,6 +249,11 @@ class PostgresOperations:
     async def explain(self, name: str, key: str) -> DocumentFacts:
         """What is known about one document; see ``tracing.document_facts``."""
         return await document_facts(self._database, name, key)
+
+    async def newest_dead_letters(self, name: str, limit: int) -> list[NewestDeadLetter]:
+        """The newest dead letters of a pipeline, newest first. Asked once, without retry."""
+        rows = await self._database.call("SELECT * FROM sidecar.newest_dead_letters($1, $2)", name, limit, retry=False)
+        return [NewestDeadLetter(**dict(row)) for row in rows]
 
     async def replay(self, name: str, ids: Sequence[int] | None) -> int:
         """Move dead letters back to the live lane with a clean count, all when None. Returns how many."""
