@@ -36,8 +36,8 @@ else
 endif
 
 test-system: $(VENV)/.installed-dev ## tests that need a tool of the operating system (PgBouncer, Prometheus, …); says what is missing
-	@$(RUN) -m pytest tests/system $(ARGS)
-	@$(RUN) -m pytest tests/integration/stories --through-pgbouncer $(ARGS)
+	@$(RUN) -m pytest -n auto --dist loadfile tests/system $(ARGS)
+	@$(RUN) -m pytest -n auto --dist loadfile tests/integration/stories --through-pgbouncer $(ARGS)
 
 check: $(VENV)/.installed-dev ## lint, formatting, types, import layers
 	@$(RUN) -m ruff check .
