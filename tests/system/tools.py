@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 
-PACKAGES = {"pgbouncer": "pgbouncer"}
+PACKAGES = {"pgbouncer": "pgbouncer", "systemd-analyze": "systemd"}
 """Debian's package of each tool."""
 
 
