@@ -198,7 +198,7 @@ async def attach(
     *,
     key: str = "bigint",
     model: str = "deterministic",
-    model_id: str = MODEL,
+    model_id: str | None = MODEL,
     dimensions: int = 16,
     long_documents: str = "mean",
     store_text: bool = True,

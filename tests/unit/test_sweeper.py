@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,6 @@ import pytest
 
 from sidecar_daemon.domain.errors import Refused, Transient
 from sidecar_daemon.domain.messages import SweepWindow
-from sidecar_daemon.domain.pulse import Pulse
 from sidecar_daemon.sweeper import FEWEST_ROWS, LONGEST_REST, Sweeper, SweepLimits, next_rows
 from tests.rig import NAME
 from tests.waiting import eventually
@@ -30,7 +28,7 @@ def build(bench: Bench, *, interval: float = 3600.0, rows: int = 1000, duty: flo
         telemetry=bench.told.telemetry,
         patience=bench.told.patience("docs"),
         uniform=lambda low, high: (low + high) / 2,
-        pulse=Pulse(time.monotonic),
+        pulse=bench.pulse,
     )
 
 
