@@ -18,8 +18,8 @@ if TYPE_CHECKING:
         Lease,
         LongDocuments,
         ModelId,
+        Observation,
         Pipeline,
-        QueueDepth,
         Reading,
         Settled,
         Settlement,
@@ -108,13 +108,13 @@ class Queue(Protocol):
 
 
 class Catalog(Protocol):
-    """The pipelines that exist, and how full their queues are. Every method raises ``Transient``."""
+    """The pipelines that exist, and how they are. Every method raises ``Transient``."""
 
     async def pipelines(self) -> list[Pipeline]:
         """All pipelines, by name."""
 
-    async def depths(self) -> list[QueueDepth]:
-        """How full every pipeline's queues are, by pipeline name."""
+    async def observe(self) -> Observation:
+        """How full every pipeline's queues are, what the sweep saw, and what holds vacuum back."""
 
     async def register_model(self, pipeline: Pipeline, model_id: ModelId) -> None:
         """Write the id where the pipeline has none. Raises ``Refused`` where it has another."""

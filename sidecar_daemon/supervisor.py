@@ -216,11 +216,11 @@ class Supervisor:
         self._telemetry.pipeline_refused(name, reason)
 
     async def _observe_forever(self, beat: Beat) -> None:
-        """Keep the queue gauges a few seconds old; the others tell when the database is away."""
+        """Keep the gauges a few seconds old; the others tell when the database is away."""
         while True:
             beat.turn()
             with suppress(Transient):
-                self._telemetry.queue_depths(await self._catalog.depths())
+                self._telemetry.observed(await self._catalog.observe())
             await asyncio.sleep(OBSERVE_SECONDS)
 
 

@@ -8,6 +8,7 @@ import random
 import signal
 import sys
 import time
+from collections import deque
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,8 @@ from sidecar_daemon.telemetry import Telemetry, build_version, configure_logging
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
+
+LAG_STEP_SECONDS = 0.25
 
 
 def run_daemon(settings: Settings, parts: Parts | None = None) -> int:
@@ -83,6 +86,8 @@ class _Daemon:
             stack.push_async_callback(database.close)
             hiring = Hiring(settings, database, self._telemetry, self._parts, self._pulse)
             stack.callback(hiring.close)
+            lag = asyncio.create_task(_watch_lag(self._telemetry))
+            stack.callback(lag.cancel)
             supervisor = Supervisor(
                 PostgresCatalog(database),
                 hire=hiring.hire,
@@ -114,6 +119,8 @@ class _Daemon:
                 return ["draining"]
             reasons = supervisor.not_ready()
             return [starting.reason] if starting.reason is not None and reasons == ["starting"] else reasons
+
+        self._telemetry.ready_when(lambda: not not_ready())
 
         async def status() -> dict[str, Any]:
             return status_document(await PostgresOperations(database).status())
@@ -192,3 +199,13 @@ class _Daemon:
             self._telemetry.event("draining", signal=name, seconds=self._settings.worker.drain_seconds)
             self._notifier.stopping("draining")
             self._stop.set()
+
+
+async def _watch_lag(telemetry: Telemetry) -> None:
+    """Tell how late the event loop comes to its turns: the largest delay of the last fifteen seconds."""
+    late: deque[float] = deque(maxlen=round(15 / LAG_STEP_SECONDS))
+    while True:
+        before = elapsed()
+        await asyncio.sleep(LAG_STEP_SECONDS)
+        late.append(max(0.0, elapsed() - before - LAG_STEP_SECONDS))
+        telemetry.loop_lag(max(late))

@@ -84,7 +84,8 @@ class Service:
             line = f"stuck: {stuck}" if stuck else self._status(reasons)
             if not ready and reasons != ["starting"]:
                 # Staffed, or the world is away: an outage must not hold up the boot, nor end in a failed start.
-                ready = self._notifier.ready(line) or True
+                self._notifier.ready(line)
+                ready = True
             elif line != told:
                 self._notifier.status(line)
             told = line

@@ -177,8 +177,8 @@ class Story:
         return await asyncio.to_thread(self._daemon.is_ready) or None
 
     async def _waiting(self) -> int:
-        depths = await PostgresCatalog(self._database).depths()
-        return sum(depth.live.depth + depth.bulk.depth for depth in depths if depth.pipeline == PIPELINE)
+        seen = await PostgresCatalog(self._database).observe()
+        return sum(one.live.depth + one.bulk.depth for one in seen.pipelines if one.pipeline == PIPELINE)
 
     async def _status(self) -> PipelineStatus:
         async with operations(self._settings) as database:

@@ -219,10 +219,45 @@ class LaneDepth:
 
 
 @dataclass(frozen=True, slots=True)
-class QueueDepth:
-    """How full a pipeline's queues are."""
+class PipelineObservation:
+    """How one pipeline is, as of a few seconds ago."""
 
     pipeline: PipelineName
+    enabled: bool
     live: LaneDepth
     bulk: LaneDepth
     dead: int
+    documents: int | None
+    """Documents that are not blank, as the last finished walk of the sweep saw them; None before the first began."""
+    wanting: int | None
+    """Of these, those that had no vector of their current text and model then."""
+    walking: bool
+    scanned: int
+    """Rows that the walk under way has seen; of the last walk when none is."""
+    sweep_age_seconds: float | None
+    """Since the last walk finished; None when none has."""
+
+    @property
+    def coverage(self) -> float | None:
+        """Share of the documents that have a current vector, 0 to 1; None before the first walk.
+
+        What the walk found wanting has a message or a dead letter, so what is still queued or dead bounds what is
+        wanting still: an estimate between two walks, exact when nothing was written since and the queues are empty.
+        """
+        if self.documents is None or self.wanting is None:
+            return None
+        if self.documents == 0:
+            return 1.0
+        unfinished = min(self.wanting, self.live.depth + self.bulk.depth + self.dead)
+        return 1.0 - min(unfinished, self.documents) / self.documents
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What the database says about all pipelines at one moment, and about what holds its vacuum back."""
+
+    pipelines: tuple[PipelineObservation, ...]
+    oldest_transaction_seconds: float | None
+    """Age of the oldest transaction of this database, whoever's; None where we may not see it."""
+    oldest_xmin_age: int | None
+    """Transactions begun since the oldest snapshot that vacuum must respect; None where we may not see it."""

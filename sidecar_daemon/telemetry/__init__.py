@@ -6,6 +6,8 @@ carry keys, which are ids. Durations are handed in; the clock of a log line deci
 
 from __future__ import annotations
 
+import math
+import time
 from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
@@ -17,12 +19,12 @@ from sidecar_daemon.telemetry.logs import LogFormat, configure_logging, redact, 
 from sidecar_daemon.telemetry.metrics import Bounded, Metrics
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from prometheus_client import CollectorRegistry
     from structlog.typing import FilteringBoundLogger
 
-    from sidecar_daemon.domain.messages import DocumentKey, ModelId, PipelineName, QueueDepth, SweepWindow
+    from sidecar_daemon.domain.messages import DocumentKey, ModelId, Observation, PipelineName, SweepWindow
 
 __all__ = ["BatchSettled", "LogFormat", "Telemetry", "build_version", "configure_logging", "redact", "safe_message"]
 
@@ -50,6 +52,8 @@ class BatchSettled:
     settle_seconds: float
     pending: int
     """Documents of this pipeline that the worker still holds."""
+    attempts: Sequence[int] = ()
+    """That each of the documents needed."""
 
 
 @dataclass(slots=True)
@@ -61,15 +65,20 @@ class _Outage:
 class Telemetry:
     """Counts and tells what happens. Called from the event loop; every method returns at once and never raises."""
 
-    def __init__(self, registry: CollectorRegistry, logger: FilteringBoundLogger) -> None:
-        """Register every metric on ``registry``; log to ``logger``."""
+    def __init__(
+        self, registry: CollectorRegistry, logger: FilteringBoundLogger, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Register every metric on ``registry``; log to ``logger``; ``clock`` is monotonic, in seconds."""
         self._metrics = Metrics(registry)
         self._log = logger
         self._reason, self._scope = Bounded(), Bounded()
         self._outages: dict[str, _Outage] = {}
         self._models: dict[PipelineName, ModelId] = {}
         self._refused: dict[PipelineName, str] = {}
-        self._depths: set[PipelineName] = set()
+        self._observed: set[PipelineName] = set()
+        self._clock = clock
+        self._observed_at = math.nan
+        self._metrics.snapshot_age.set_function(lambda: self._clock() - self._observed_at)
         self._metrics.build.labels(build_version()).set(1)
 
     def event(self, name: str, **keys: Any) -> None:
@@ -86,10 +95,14 @@ class Telemetry:
             "leased", pipeline=pipeline, lane=lane.value, messages=messages, documents=documents, lease_ms=_ms(seconds)
         )
 
-    def tokenized(self, pipeline: PipelineName, seconds: float, windows: int) -> None:
-        """One document's text became windows."""
+    def tokenized(self, pipeline: PipelineName, seconds: float, *, windows: int, kept: int) -> None:
+        """One document's text became windows, of which ``kept`` go through the model."""
         self._metrics.tokenize.labels(pipeline).observe(seconds)
-        self._metrics.windows.labels(pipeline).inc(windows)
+        self._metrics.windows.labels(pipeline).inc(kept)
+        if windows > 1:
+            self._metrics.windowed.labels(pipeline).inc()
+        if kept < windows:
+            self._metrics.truncated.labels(pipeline).inc()
 
     def batch_embedded(
         self,
@@ -127,6 +140,8 @@ class Telemetry:
             self.documents(event.pipeline, outcome, count)
         for seconds in event.freshness:
             self.freshness(event.pipeline, seconds)
+        for attempts in event.attempts:
+            self._metrics.attempts.labels(event.pipeline).observe(attempts)
         counts = {outcome.value: count for outcome, count in event.outcomes.items() if count}
         self._log.info(
             "batch_settled",
@@ -234,21 +249,48 @@ class Telemetry:
         if model_id is not None:
             self._metrics.model.remove(pipeline, model_id)
 
-    def queue_depths(self, snapshot: Sequence[QueueDepth]) -> None:
-        """How full the queues are. A pipeline that is no longer in the snapshot leaves the metrics."""
-        for queue in snapshot:
-            for lane, depth in ((Lane.LIVE, queue.live), (Lane.BULK, queue.bulk)):
-                self._metrics.depth.labels(queue.pipeline, lane.value).set(depth.depth)
-                self._metrics.in_flight.labels(queue.pipeline, lane.value).set(depth.in_flight)
-                self._metrics.oldest.labels(queue.pipeline, lane.value).set(depth.oldest_seconds)
-            self._metrics.dead.labels(queue.pipeline).set(queue.dead)
-        present = {queue.pipeline for queue in snapshot}
-        for pipeline in self._depths - present:
-            for family in (self._metrics.depth, self._metrics.in_flight, self._metrics.oldest):
+    def observed(self, snapshot: Observation) -> None:
+        """How the pipelines are. One that is no longer in the snapshot leaves the metrics."""
+        metrics = self._metrics
+        self._observed_at = self._clock()
+        for seen in snapshot.pipelines:
+            name = seen.pipeline
+            for lane, depth in ((Lane.LIVE, seen.live), (Lane.BULK, seen.bulk)):
+                metrics.depth.labels(name, lane.value).set(depth.depth)
+                metrics.in_flight.labels(name, lane.value).set(depth.in_flight)
+                metrics.oldest.labels(name, lane.value).set(depth.oldest_seconds)
+            metrics.dead.labels(name).set(seen.dead)
+            metrics.paused.labels(name).set(not seen.enabled)
+            metrics.walk_scanned.labels(name).set(seen.scanned if seen.walking else 0)
+            for gauge, value in (
+                (metrics.source_documents, seen.documents),
+                (metrics.coverage, seen.coverage),
+                (metrics.sweep_age, seen.sweep_age_seconds),
+            ):
+                gauge.labels(name).set(_or_nan(value))
+        metrics.oldest_transaction.set(_or_nan(snapshot.oldest_transaction_seconds))
+        metrics.oldest_xmin.set(_or_nan(snapshot.oldest_xmin_age))
+        present = {seen.pipeline for seen in snapshot.pipelines}
+        for pipeline in self._observed - present:
+            for family in (metrics.depth, metrics.in_flight, metrics.oldest):
                 for lane in Lane:
                     family.remove(pipeline, lane.value)
-            self._metrics.dead.remove(pipeline)
-        self._depths = present
+            for family in (
+                *(metrics.dead, metrics.paused, metrics.walk_scanned),
+                *(metrics.source_documents, metrics.coverage, metrics.sweep_age),
+            ):
+                family.remove(pipeline)
+        self._observed = present
+
+    # The process
+
+    def ready_when(self, ready: Callable[[], bool]) -> None:
+        """Let ``sidecar_ready`` follow an answer, asked at every scrape."""
+        self._metrics.ready.set_function(lambda: float(ready()))
+
+    def loop_lag(self, seconds: float) -> None:
+        """The event loop came to its turn this much too late."""
+        self._metrics.loop_lag.set(seconds)
 
     def swept(self, pipeline: PipelineName, window: SweepWindow, seconds: float) -> None:
         """One window of the sweep. Told at ``info`` only when it found something or a backfill ended."""
@@ -275,6 +317,10 @@ class Telemetry:
             backfill=window.backfill,
             sweep_ms=_ms(seconds),
         )
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def _ms(seconds: float) -> float:

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from prometheus_client import Counter, Gauge, Histogram, ProcessCollector, disable_created_metrics
+from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -24,6 +24,7 @@ _FRESHNESS = _buckets(
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 1800, 3600
 )  # fmt: skip
 _SECONDS = _buckets(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_ATTEMPTS = _buckets(1, 2, 3, 4, 5, 7, 10)
 _COUNTS = _buckets(1, 2, 4, 8, 16, 32, 64, 128, 256)
 _TOKENS = _buckets(16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 
@@ -69,6 +70,23 @@ class Metrics:
         self.in_flight = gauge("queue_in_flight", "Messages under a lease.", "pipeline", "lane")
         self.oldest = gauge("queue_oldest_age_seconds", "Age of the oldest message.", "pipeline", "lane")
         self.dead = gauge("dead_letters", "Dead letters that wait for an operator.", "pipeline")
+        self.paused = gauge("pipeline_paused", "1 while an operator has paused the pipeline.", "pipeline")
+        self.source_documents = gauge("source_documents", "Documents that the last walk counted.", "pipeline")
+        self.coverage = gauge("coverage_ratio", "Documents with a current vector, of all documents.", "pipeline")
+        self.sweep_age = gauge("sweep_age_seconds", "Since the last walk of the sweep finished.", "pipeline")
+        self.walk_scanned = gauge("sweep_walk_scanned", "Documents that the walk under way has seen.", "pipeline")
+        self.oldest_transaction = gauge(
+            "oldest_transaction_age_seconds", "Age of the database's oldest transaction, whoever's."
+        )
+        self.oldest_xmin = gauge(
+            "oldest_xmin_age_transactions", "Transactions begun since the oldest snapshot that holds vacuum back."
+        )
+        self.snapshot_age = gauge("snapshot_age_seconds", "Age of the snapshot that the queue gauges come from.")
+        self.ready = gauge("ready", "1 while this daemon is doing all of its work.")
+        self.loop_lag = gauge("event_loop_lag_seconds", "Longest delay of the event loop within the last 15 seconds.")
+        self.attempts = histogram("document_attempts", "Attempts that a document needed.", _ATTEMPTS, "pipeline")
+        self.windowed = counter("documents_windowed", "Documents longer than one window.", "pipeline")
+        self.truncated = counter("documents_truncated", "Documents of which only the first window counts.", "pipeline")
         self.batch_documents = histogram("batch_documents", "Documents a batch.", _COUNTS, "pipeline", "lane")
         self.batch_windows = histogram("batch_windows", "Windows a batch.", _COUNTS, "pipeline", "lane")
         self.batch_tokens = histogram("batch_tokens", "Tokens a batch.", _TOKENS, "pipeline", "lane")
@@ -89,4 +107,3 @@ class Metrics:
         self.enqueued = counter("sweep_enqueued", "Messages the sweep sent.", "pipeline")
         self.sweep = histogram("sweep_seconds", "One window of the sweep.", _SECONDS, "pipeline")
         self.build = gauge("build_info", "1, with the version of the daemon.", "version")
-        ProcessCollector(registry=registry)

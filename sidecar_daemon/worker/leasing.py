@@ -213,7 +213,7 @@ class Leaser:
             windows = tuple(
                 Window(document=document, ordinal=n, of=len(kept), tokens=part) for n, part in enumerate(kept)
             )
-            state.telemetry.tokenized(state.pipeline.name, seconds, len(windows))
+            state.telemetry.tokenized(state.pipeline.name, seconds, windows=len(parts), kept=len(windows))
             job = Job(document=document, windows=windows, leases=list(document.leases))
             state.in_flight.open(job)
             with self._beat.waiting(lambda: state.backlog.full(self._lane)):

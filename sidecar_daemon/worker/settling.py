@@ -155,5 +155,6 @@ class Settler:
                 freshness=fresh,
                 settle_seconds=seconds,
                 pending=len(self._state.in_flight.jobs),
+                attempts=[max(lease.attempt for lease in one.leases) for one in settlements if one.leases],
             )
         )

@@ -18,6 +18,8 @@ DECLARE
     w sidecar.sweeps;
     v_deep boolean;
     v_last text;
+    v_documents bigint;
+    v_wanting bigint;
 BEGIN
     scanned := 0; missing := 0; outdated := 0; wrong_model := 0; surplus := 0; enqueued := 0; backfill := false;
     IF NOT pg_try_advisory_xact_lock(hashtextextended('sweep' || chr(31) || p_pipeline, 8088)) THEN
@@ -48,23 +50,23 @@ BEGIN
     END IF;
     IF w.finished_at IS NOT NULL OR w.started_at IS NULL THEN
         UPDATE sidecar.sweeps AS s SET position = NULL, started_at = clock_timestamp(), finished_at = NULL,
-            scanned = 0, missing = 0, outdated = 0, wrong_model = 0, surplus = 0, enqueued = 0
+            scanned = 0, missing = 0, outdated = 0, wrong_model = 0, surplus = 0, enqueued = 0, documents = 0, wanting = 0
         WHERE s.pipeline = p_pipeline;
         w.position := NULL;
     END IF;
     EXECUTE format($q$
         WITH walked AS MATERIALIZED (
             SELECT s.%1$I AS key, %2$s AS content FROM %3$s AS s %4$s ORDER BY s.%1$I LIMIT $2
-        ), judged AS (
+        ), judged AS MATERIALIZED (
             SELECT w.key::text AS key, md5(w.content) AS hash, CASE
-                WHEN sidecar._blank(w.content) THEN CASE WHEN e.%5$I IS NULL THEN 'fine' ELSE 'surplus' END
+                WHEN sidecar._blank(w.content) THEN CASE WHEN e.%5$I IS NULL THEN 'blank' ELSE 'surplus' END
                 WHEN e.%5$I IS NULL THEN 'missing'
                 WHEN e.source_text_hash IS DISTINCT FROM md5(w.content) THEN 'outdated'
                 WHEN e.model IS DISTINCT FROM coalesce($3, e.model) THEN 'wrong_model'
                 ELSE 'fine' END AS verdict
             FROM walked AS w LEFT JOIN %6$s AS e ON e.%5$I %7$s w.key AND e.chunk_no = 0
         ), wanted AS MATERIALIZED (
-            SELECT j.key, j.verdict FROM judged AS j WHERE j.verdict <> 'fine' AND NOT EXISTS (
+            SELECT j.key, j.verdict FROM judged AS j WHERE j.verdict NOT IN ('fine', 'blank') AND NOT EXISTS (
                 SELECT FROM %8$s AS d
                 WHERE d.message ->> 'document_id' = j.key AND d.message ->> 'content_hash' = j.hash)
             AND NOT EXISTS (SELECT FROM %9$s AS q WHERE q.message ->> 'document_id' = j.key)
@@ -77,14 +79,16 @@ BEGIN
                (SELECT w.key::text FROM walked AS w ORDER BY w.key DESC LIMIT 1),
                count(*) FILTER (WHERE w.verdict = 'missing'), count(*) FILTER (WHERE w.verdict = 'outdated'),
                count(*) FILTER (WHERE w.verdict = 'wrong_model'), count(*) FILTER (WHERE w.verdict = 'surplus'),
-               count(*)
+               count(*),
+               (SELECT count(*) FROM judged AS j WHERE j.verdict NOT IN ('blank', 'surplus')),
+               (SELECT count(*) FROM judged AS j WHERE j.verdict NOT IN ('blank', 'surplus', 'fine'))
         FROM wanted AS w
     $q$, p.key_column, sidecar._content(p, 's'), p.source,
          CASE WHEN w.position IS NOT NULL
               THEN format('WHERE s.%I %s $1::%s', p.key_column, p.key_follows, p.key_type) ELSE '' END,
          p.embeddings_key, p.embeddings, p.key_equals, sidecar._queue_table(p.queue, 'dead'),
          sidecar._queue_table(p.queue, 'bulk'), sidecar._queue_table(p.queue, 'live'))
-    INTO scanned, v_last, missing, outdated, wrong_model, surplus, enqueued
+    INTO scanned, v_last, missing, outdated, wrong_model, surplus, enqueued, v_documents, v_wanting
     USING w.position, p_rows, p.model_id;
     state := CASE WHEN scanned < p_rows THEN 'finished' ELSE 'walked' END;
     UPDATE sidecar.sweeps AS s SET
@@ -93,7 +97,11 @@ BEGIN
         backfill = s.backfill AND (state <> 'finished' OR s.started_at IS NULL),  -- null: asked for meanwhile
         scanned = s.scanned + sweep.scanned, missing = s.missing + sweep.missing,
         outdated = s.outdated + sweep.outdated, wrong_model = s.wrong_model + sweep.wrong_model,
-        surplus = s.surplus + sweep.surplus, enqueued = s.enqueued + sweep.enqueued
+        surplus = s.surplus + sweep.surplus, enqueued = s.enqueued + sweep.enqueued,
+        documents = s.documents + v_documents, wanting = s.wanting + v_wanting,
+        last_documents = CASE WHEN state = 'finished' THEN s.documents + v_documents ELSE s.last_documents END,
+        last_wanting = CASE WHEN state = 'finished' THEN s.wanting + v_wanting ELSE s.last_wanting END,
+        last_finished_at = CASE WHEN state = 'finished' THEN clock_timestamp() ELSE s.last_finished_at END
     WHERE s.pipeline = p_pipeline;
     IF enqueued > 0 THEN
         PERFORM pg_notify('sidecar', 'bulk:' || p_pipeline);

@@ -43,6 +43,22 @@ async def test_it_is_moved_once(rig: Rig) -> None:
     assert len(await rig.dead()) == 1
 
 
+async def test_a_queue_made_anew_counts_from_one_and_nothing_clashes(rig: Rig) -> None:
+    """R27: message ids come back after a restore or a recreated queue; the dead letters know nothing of them."""
+    await rig.write(k1="first")
+    first = await rig.lease_one()
+    assert await bury(rig, first) == 1
+    await rig.connection.execute("SELECT pgmq.drop_queue('docs')")
+    await rig.connection.execute("SELECT pgmq.create('docs')")
+    await rig.connection.execute("GRANT ALL ON pgmq.q_docs TO sidecar_owner")
+    await rig.write(k2="second")
+    second = await rig.lease_one()
+    assert (second.msg_id, second.read_ct) == (first.msg_id, first.read_ct), "the ids start again"
+    assert await bury(rig, second) == 1
+    assert {letter["document_id"] for letter in await rig.dead()} == {"1", "2"}
+    assert await rig.depth() == 0
+
+
 async def test_never_both_queues_and_never_neither(rig: Rig) -> None:
     """R9: what fails on its way into the dead letters is still in its lane."""
     await rig.write(k1="text")

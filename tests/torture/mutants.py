@@ -79,6 +79,15 @@ SQL_MUTANTS: dict[str, SqlMutant] = {
         "edit",
     ),
     "replay_keeps_the_count": SqlMutant("replay", "- ''sidecar''", "- ''nothing''", "replay_is_clean"),
+    "nobody_claims": SqlMutant("read_documents", "IF p_claimant IS NOT NULL AND", "IF false AND", "one_embeds"),
+    "release_frees_anothers_claim": SqlMutant(
+        "_free_claims", "c.claimant = p_claimant OR", "c.claimant <> p_claimant OR", "one_embeds"
+    ),
+    "settlement_keeps_its_claim": SqlMutant(
+        "settle", "PERFORM sidecar._answer_claims(p_pipeline, p_keys, p_hashes);", "", "one_embeds"
+    ),
+    "claim_outlives_its_text": SqlMutant("_claim", "OR c.hash <> excluded.hash", "", "claims_end"),
+    "claim_never_expires": SqlMutant("_claim", "OR c.expires_at <= clock_timestamp()", "", "claims_end"),
     "sweep_overlooks_missing": SqlMutant("sweep", "IS NULL THEN 'missing'", "IS NULL THEN 'fine'", "sweep_finds"),
     "sweep_overlooks_outdated": SqlMutant("sweep", "THEN 'outdated'", "THEN 'fine'", "sweep_finds"),
     "sweep_overlooks_other_models": SqlMutant("sweep", "THEN 'wrong_model'", "THEN 'fine'", "sweep_finds"),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).parents[2]
 PACKAGE = REPOSITORY / "sidecar_daemon"
 
+WALL_CLOCK = {"time.time", "time.time_ns", "datetime.now", "datetime.utcnow", "datetime.today", "date.today"}
 ENVIRONMENT = {"environ", "environb", "getenv", "getenvb"}
 VAGUE = {"utils", "util", "helpers", "helper", "manager", "managers", "common", "models"}
 SQL_SHAPE = re.compile(
@@ -76,6 +77,18 @@ def texts(tree: ast.Module) -> Iterator[tuple[int, str]]:
             yield node.lineno, "".join(parts)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in skipped:
             yield node.lineno, node.value
+
+
+def wall_clock_reads(package: Path) -> list[str]:
+    """Where the host's wall clock is read: only the database says what time it is."""
+    found = []
+    for path, tree in trees(package):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and ".".join(ast.unparse(node).split(".")[-2:]) in WALL_CLOCK:
+                found.append(f"{path}:{node.lineno}")
+            elif isinstance(node, ast.ImportFrom) and node.module == "time":
+                found += [f"{path}:{node.lineno}" for alias in node.names if f"time.{alias.name}" in WALL_CLOCK]
+    return found
 
 
 def is_foreign_sql(text: str) -> bool:
@@ -183,6 +196,18 @@ def test_a_read_of_the_environment_is_seen(tmp_path: Path, text: str) -> None:
     plant(tmp_path, "settings.py", text)
     assert environment_reads(tmp_path) == []
     assert len(environment_reads(plant(tmp_path, "adapters/settings.py", text))) == 1
+
+
+def test_no_decision_reads_the_hosts_wall_clock() -> None:
+    assert wall_clock_reads(PACKAGE) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["import time\n\nnow = time.time()", "import datetime\n\nx = datetime.datetime.now()", "from time import time"],
+)
+def test_a_read_of_the_wall_clock_is_seen(tmp_path: Path, text: str) -> None:
+    assert len(wall_clock_reads(plant(tmp_path, "worker/clock.py", text))) == 1
 
 
 def test_python_only_calls_functions_of_ours() -> None:

@@ -23,7 +23,7 @@ from tests.waiting import eventually
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection
 
-    from sidecar_daemon.domain.messages import Pipeline
+    from sidecar_daemon.domain.messages import Observation, Pipeline
     from sidecar_daemon.domain.pulse import Beat
     from tests.unit.conftest import Bench
 
@@ -292,7 +292,7 @@ async def test_an_outage_of_the_catalog_is_a_reason_and_no_end(bench: Bench, mon
                 raise away
             return await real()
 
-        async def depths(self) -> list[object]:
+        async def observe(self) -> Observation:
             raise away
 
     catalog = Away(bench.rig.database)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import logging
+import math
+import time
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -19,15 +21,16 @@ from sidecar_daemon.domain.messages import (
     Lane,
     LaneDepth,
     ModelId,
+    Observation,
     PipelineName,
-    QueueDepth,
+    PipelineObservation,
     SweepWindow,
 )
 from sidecar_daemon.domain.outcomes import Outcome
 from sidecar_daemon.telemetry import CIRCUIT_STATES, BatchSettled, LogFormat, Telemetry, configure_logging, redact
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 DOCS = PipelineName("docs")
 
@@ -45,10 +48,10 @@ def loggers_as_before() -> Iterator[None]:
 class Seen:
     """A telemetry with what it wrote and counted."""
 
-    def __init__(self, level: str = "info") -> None:
+    def __init__(self, level: str = "info", clock: Callable[[], float] = time.monotonic) -> None:
         self.stream = io.StringIO()
         self.registry = CollectorRegistry()
-        self.telemetry = Telemetry(self.registry, configure_logging(LogFormat.JSON, level, self.stream))
+        self.telemetry = Telemetry(self.registry, configure_logging(LogFormat.JSON, level, self.stream), clock=clock)
 
     def lines(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.stream.getvalue().splitlines()]
@@ -60,10 +63,18 @@ class Seen:
         return self.registry.get_sample_value(name, labels)
 
 
+def observation(**keys: Any) -> PipelineObservation:
+    """A pipeline's observation; what is not said is idle."""
+    idle = LaneDepth(0, 0, 0.0)
+    usual = {"enabled": True, "live": idle, "bulk": idle, "dead": 0, "documents": 200, "wanting": 20}
+    walk = {"walking": True, "scanned": 40, "sweep_age_seconds": 30.0}
+    return PipelineObservation(pipeline=DOCS, **{**usual, **walk, **keys})
+
+
 def test_a_settled_batch_is_one_line_and_its_metrics() -> None:
     seen = Seen()
     outcomes = {Outcome.EMBEDDED: 5, Outcome.SUPERSEDED: 1, Outcome.GONE: 0}
-    seen.telemetry.batch_settled(BatchSettled(DOCS, 6, outcomes, [0.02, 0.5], 0.0042, 9))
+    seen.telemetry.batch_settled(BatchSettled(DOCS, 6, outcomes, [0.02, 0.5], 0.0042, 9, [1, 1, 3]))
     (line,) = seen.lines()
     timestamp = line.pop("timestamp")
     assert timestamp.endswith("Z")
@@ -84,6 +95,8 @@ def test_a_settled_batch_is_one_line_and_its_metrics() -> None:
     assert seen.value("sidecar_freshness_seconds_count", pipeline="docs") == 2
     assert seen.value("sidecar_freshness_seconds_bucket", pipeline="docs", le="0.025") == 1
     assert seen.value("sidecar_settle_seconds_sum", pipeline="docs") == 0.0042
+    assert seen.value("sidecar_document_attempts_bucket", pipeline="docs", le="1.0") == 2
+    assert seen.value("sidecar_document_attempts_count", pipeline="docs") == 3
 
 
 def test_a_batch_without_a_vector_says_zero_embedded() -> None:
@@ -97,7 +110,7 @@ def test_stages_are_measured_and_told_only_at_debug() -> None:
     for level, events in (("info", []), ("debug", ["leased", "batch_embedded"])):
         seen = Seen(level)
         seen.telemetry.leased(DOCS, Lane.BULK, 8, 7, 0.003)
-        seen.telemetry.tokenized(DOCS, 0.001, 3)
+        seen.telemetry.tokenized(DOCS, 0.001, windows=5, kept=3)
         seen.telemetry.batch_embedded(
             DOCS, Lane.LIVE, documents=2, windows=3, tokens=100, padded_tokens=120, seconds=0.05
         )
@@ -106,6 +119,8 @@ def test_stages_are_measured_and_told_only_at_debug() -> None:
         assert seen.value("sidecar_lease_seconds_count", pipeline="docs", lane="bulk") == 1
         assert seen.value("sidecar_tokenize_seconds_count", pipeline="docs") == 1
         assert seen.value("sidecar_windows_total", pipeline="docs") == 3
+        assert seen.value("sidecar_documents_windowed_total", pipeline="docs") == 1
+        assert seen.value("sidecar_documents_truncated_total", pipeline="docs") == 1
         for name, total in {"documents": 2, "windows": 3, "tokens": 100, "padded_tokens": 120}.items():
             assert seen.value(f"sidecar_batch_{name}_sum", pipeline="docs", lane="live") == total
         assert seen.value("sidecar_inference_seconds_sum", pipeline="docs", lane="live") == 0.05
@@ -180,18 +195,48 @@ def test_labels_stay_few_and_well_formed() -> None:
     assert seen.value("sidecar_dead_lettered_total", pipeline="docs", reason="other") == 1
 
 
-def test_queue_depths_follow_the_snapshot_and_forget_what_is_detached() -> None:
-    seen = Seen()
-    deep = QueueDepth(DOCS, LaneDepth(5, 2, 1.5), LaneDepth(100, 0, 60), 3)
-    seen.telemetry.queue_depths([deep])
+def test_gauges_follow_the_snapshot_and_forget_what_is_detached() -> None:
+    now = [100.0]
+    seen = Seen(clock=lambda: now[0])
+    deep = observation(live=LaneDepth(5, 2, 1.5), bulk=LaneDepth(100, 0, 60), dead=3, enabled=False)
+    seen.telemetry.observed(Observation((deep,), 7.5, 12))
+    now[0] = 103.0
     assert seen.value("sidecar_queue_depth", pipeline="docs", lane="live") == 5
     assert seen.value("sidecar_queue_in_flight", pipeline="docs", lane="live") == 2
     assert seen.value("sidecar_queue_oldest_age_seconds", pipeline="docs", lane="bulk") == 60
     assert seen.value("sidecar_dead_letters", pipeline="docs") == 3
-    seen.telemetry.queue_depths([])
+    assert seen.value("sidecar_pipeline_paused", pipeline="docs") == 1
+    assert seen.value("sidecar_source_documents", pipeline="docs") == 200
+    assert seen.value("sidecar_coverage_ratio", pipeline="docs") == 0.9
+    assert seen.value("sidecar_sweep_age_seconds", pipeline="docs") == 30
+    assert seen.value("sidecar_sweep_walk_scanned", pipeline="docs") == 40
+    assert seen.value("sidecar_oldest_transaction_age_seconds") == 7.5
+    assert seen.value("sidecar_oldest_xmin_age_transactions") == 12
+    assert seen.value("sidecar_snapshot_age_seconds") == 3
+    seen.telemetry.observed(Observation((), None, None))
     assert seen.value("sidecar_queue_depth", pipeline="docs", lane="live") is None
     assert seen.value("sidecar_queue_oldest_age_seconds", pipeline="docs", lane="bulk") is None
     assert seen.value("sidecar_dead_letters", pipeline="docs") is None
+    assert seen.value("sidecar_coverage_ratio", pipeline="docs") is None
+    assert math.isnan(seen.value("sidecar_oldest_xmin_age_transactions") or 0)
+
+
+@pytest.mark.parametrize(
+    ("documents", "wanting", "queued", "dead", "coverage"),
+    [
+        (None, None, 0, 0, None),
+        (0, 0, 0, 0, 1.0),
+        (200, 20, 100, 3, 0.9),  # a queue full of edits of documents that were fine
+        (200, 200, 40, 10, 0.75),  # a backfill on its way
+        (200, 200, 0, 0, 1.0),
+        (10, 30, 40, 0, 0.0),
+    ],
+)
+def test_coverage_between_two_walks(
+    documents: int | None, wanting: int | None, queued: int, dead: int, coverage: float | None
+) -> None:
+    seen = observation(live=LaneDepth(queued, 0, 0), dead=dead, documents=documents, wanting=wanting)
+    assert seen.coverage == coverage
 
 
 def test_a_pipeline_comes_and_goes() -> None:
@@ -230,7 +275,7 @@ def test_the_registry_is_what_prometheus_parses() -> None:
     seen.telemetry.event("daemon_started", threads=2)
     text = generate_latest(seen.registry).decode()
     families = {family.name for family in text_string_to_metric_families(text)}
-    assert {"sidecar_build_info", "process_resident_memory_bytes"} <= families
+    assert "sidecar_build_info" in families
     assert not any(name.endswith("_created") for name in families)
     assert seen.lines()[0]["threads"] == 2
 

@@ -164,6 +164,14 @@ async def grant_to_owner(connection: asyncpg.Connection, owner: str, vector_sche
         await _attempt(connection, f"{statement} TO {who}")
         if not await connection.fetchval(held, owner, target):
             warnings.append(f"{owner} lacks a privilege that this role may not give: {statement} TO {who}")
+    sees = "SELECT pg_catalog.pg_has_role($1, 'pg_read_all_stats', 'USAGE')"
+    if not await connection.fetchval(sees, owner):
+        await _attempt(connection, f"GRANT pg_read_all_stats TO {who}")
+        if not await connection.fetchval(sees, owner):
+            warnings.append(
+                f"{owner} may not see other sessions, so the age of the oldest transaction is not measured: "
+                f"GRANT pg_read_all_stats TO {who}"
+            )
 
 
 async def _extension(connection: asyncpg.Connection, name: str) -> tuple[str, str] | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import uuid
-from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from pgvector import Vector
@@ -18,9 +17,10 @@ from sidecar_daemon.domain.messages import (
     LongDocuments,
     MessageId,
     ModelId,
+    Observation,
     Pipeline,
     PipelineName,
-    QueueDepth,
+    PipelineObservation,
     Reading,
     Settled,
     SweepWindow,
@@ -241,25 +241,30 @@ class PostgresCatalog:
         """See ``ports.Catalog.register_model``."""
         await self._database.call("SELECT sidecar.register_model($1, $2, $3)", pipeline.name, pipeline.model, model_id)
 
-    async def depths(self) -> list[QueueDepth]:
-        """How full every pipeline's queues are, by pipeline name."""
-        rows = await self._database.call("SELECT * FROM sidecar.queue_depths()")
-        by_pipeline: dict[str, dict[str, asyncpg.Record]] = defaultdict(dict)
-        for row in rows:
-            by_pipeline[row["pipeline"]][row["lane"]] = row
-        return [
-            QueueDepth(
-                pipeline=PipelineName(name),
-                live=_lane_depth(lanes["live"]),
-                bulk=_lane_depth(lanes["bulk"]),
-                dead=lanes["dead"]["depth"],
-            )
-            for name, lanes in by_pipeline.items()
-        ]
+    async def observe(self) -> Observation:
+        """See ``ports.Catalog.observe``."""
+        rows = await self._database.call("SELECT * FROM sidecar.observe()")
+        (oldest,) = await self._database.call("SELECT * FROM sidecar.oldest_transaction()")
+        return Observation(
+            pipelines=tuple(_observation(row) for row in rows),
+            oldest_transaction_seconds=oldest["age_seconds"],
+            oldest_xmin_age=oldest["xmin_age"],
+        )
 
 
-def _lane_depth(row: asyncpg.Record) -> LaneDepth:
-    return LaneDepth(depth=row["depth"], in_flight=row["in_flight"], oldest_seconds=row["oldest_seconds"])
+def _observation(row: asyncpg.Record) -> PipelineObservation:
+    return PipelineObservation(
+        pipeline=PipelineName(row["pipeline"]),
+        enabled=row["enabled"],
+        live=LaneDepth(row["live_depth"], row["live_in_flight"], row["live_oldest_seconds"]),
+        bulk=LaneDepth(row["bulk_depth"], row["bulk_in_flight"], row["bulk_oldest_seconds"]),
+        dead=row["dead"],
+        documents=row["documents"],
+        wanting=row["wanting"],
+        walking=row["walking"],
+        scanned=row["scanned"],
+        sweep_age_seconds=row["sweep_age_seconds"],
+    )
 
 
 def _by_lane(leases: Collection[Lease] | Mapping[Lease, float]) -> Iterator[tuple[Lane, list[Lease]]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.torture.scenes import blame, interleaved, settling, sweeping
+from tests.torture.scenes import blame, claiming, interleaved, settling, sweeping
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -26,6 +26,8 @@ SCENES: dict[str, Callable[[Ground], Awaitable[None]]] = {
     "culprit_is_blamed": blame.culprit_is_blamed,
     "release_is_excused": blame.release_is_excused,
     "replay_is_clean": blame.replay_is_clean,
+    "one_embeds": claiming.one_embeds,
+    "claims_end": claiming.claims_end,
     "sweep_finds": sweeping.finds,
     "sweep_skips": sweeping.skips,
 }
