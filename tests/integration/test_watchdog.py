@@ -165,3 +165,19 @@ async def test_a_stuck_loop_stops_the_signs_of_life_and_is_named(
             await asyncio.sleep(2 * manager.watchdog_seconds)  # nothing to wait for: six of them would come
             assert manager.pets == before
             assert [event["level"] for event in daemon.events if event["event"] == "stuck"] == ["error"]
+
+
+async def test_a_listener_that_cannot_listen_ends_the_daemon(
+    connection: asyncpg.Connection, runtime_url: str, tiny_models: Path
+) -> None:
+    """It was forgotten: the daemon polled on, and nobody heard of the bad setting before its end."""
+    await attach(connection, model="tiny", model_id=None, dimensions=32)
+    settings = {**SETTINGS, "LISTEN_URL": "postgresql://127.0.0.1/db?sslmode=nonsense"}
+    daemon = Daemon(runtime_url, tiny_models, settings)
+    await daemon.start(ready=False)
+    try:
+        assert await daemon.wait(60) == 2, "a usage error, which systemd does not start again"
+        assert daemon.log[-1].startswith("error: ")
+        assert "127.0.0.1" in daemon.log[-1]
+    finally:
+        await daemon.stop()
