@@ -177,7 +177,6 @@ async def test_a_listener_that_cannot_listen_ends_the_daemon(
     await daemon.start(ready=False)
     try:
         assert await daemon.wait(60) == 2, "a usage error, which systemd does not start again"
-        assert daemon.log[-1].startswith("error: ")
-        assert "127.0.0.1" in daemon.log[-1]
+        assert daemon.log[-1].startswith("error: the database URL ")
     finally:
         await daemon.stop()
