@@ -51,7 +51,11 @@ class Daemon:
     """Leads every daemon's database URL through a transaction pooler; ``--through-pgbouncer`` sets it."""
 
     async def __aenter__(self) -> Self:
-        await self.start()
+        try:
+            await self.start()
+        except BaseException:
+            await self.stop()  # nobody else will: the block is never entered
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -17,6 +17,7 @@ from sidecar_daemon.domain.messages import Lane
 from sidecar_daemon.domain.outcomes import Outcome
 from sidecar_daemon.telemetry.logs import LogFormat, configure_logging, redact, safe_message
 from sidecar_daemon.telemetry.metrics import Bounded, Metrics
+from sidecar_daemon.telemetry.remedies import remedy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -161,11 +162,18 @@ class Telemetry:
         """How long one document waited, from the writer's enqueueing to its committed vector."""
         self._metrics.freshness.labels(pipeline).observe(seconds)
 
-    def deferred(self, pipeline: PipelineName, reason: str, *, attempt: int, delay: float) -> None:
+    def deferred(
+        self, pipeline: PipelineName, key: DocumentKey | None, reason: str, *, attempt: int, delay: float
+    ) -> None:
         """One document's attempt failed and comes again. The document is counted with ``documents``."""
         self._metrics.deferred.labels(pipeline, self._reason(reason)).inc()
         self._log.warning(
-            "deferred", pipeline=pipeline, reason=reason, attempt=attempt, retry_in_seconds=round(delay, 3)
+            "deferred",
+            pipeline=pipeline,
+            key=key,
+            reason=reason,
+            attempt=attempt,
+            retry_in_seconds=round(delay, 3),
         )
 
     def dead_lettered(self, pipeline: PipelineName, key: DocumentKey | None, reason: str, *, attempts: int) -> None:
@@ -200,7 +208,7 @@ class Telemetry:
             code=error.code,
             cause=str(error),
             retry_in_seconds=round(waiting, 3),
-            remedy="tried again until it works; no message is blamed; if it lasts, mend the cause",
+            remedy=remedy(error.code),
         )
 
     def circuit(self, scope: str, state: str) -> None:

@@ -40,7 +40,7 @@ async def fail(state: WorkerState, job: Job, error: Poison) -> None:
     delays = dict.fromkeys(job.leases, delay)
     await state.patience(lambda: state.queue.defer(delays, code=error.code))
     state.done(job.leases)
-    state.telemetry.deferred(state.pipeline.name, error.code, attempt=attempt, delay=delay)
+    state.telemetry.deferred(state.pipeline.name, job.document.key, error.code, attempt=attempt, delay=delay)
     state.count(Counter({Outcome.DEFERRED: 1}))
 
 
@@ -68,7 +68,9 @@ async def bury(
         await state.patience(lambda: state.queue.defer(delays, code=code))
         state.done(leases)
         attempt = max(lease.attempt for lease in leases)
-        state.telemetry.deferred(state.pipeline.name, code, attempt=attempt, delay=state.limits.backoff_cap)
+        state.telemetry.deferred(
+            state.pipeline.name, leases[0].key, code, attempt=attempt, delay=state.limits.backoff_cap
+        )
         state.count(Counter({Outcome.DEFERRED: 1}))
         return
     except Transient:

@@ -55,8 +55,10 @@ async def _one(bench: Bench, name: str, fault: Fault, amount: int) -> FaultRepor
     return report
 
 
-async def _run(chosen: dict[str, Fault], profile: str, seed: int, at_once: int) -> dict[str, FaultReport]:
-    reports: dict[str, FaultReport] = {}
+async def _run(
+    chosen: dict[str, Fault], profile: str, seed: int, at_once: int, reports: dict[str, FaultReport]
+) -> None:
+    """Run the faults; each report is there as soon as its fault is over."""
     places = asyncio.Semaphore(at_once)
     async with Bench(seed=seed) as bench:
 
@@ -70,7 +72,6 @@ async def _run(chosen: dict[str, Fault], profile: str, seed: int, at_once: int) 
         for name, fault in chosen.items():
             if fault.alone:
                 await go(name, fault)
-    return {name: reports[name] for name in chosen}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,12 +86,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     _say(f"profile {arguments.profile}, seed {seed}, faults {', '.join(chosen)}")
     started = time.monotonic()
-    reports = asyncio.run(_run(chosen, arguments.profile, seed, arguments.at_once))
-    found = summary(arguments.profile, seed, reports)
+    reports: dict[str, FaultReport] = {}
+    broken_off = False
+    try:
+        asyncio.run(_run(chosen, arguments.profile, seed, arguments.at_once, reports))
+    except KeyboardInterrupt:
+        broken_off = True
+        _say(f"broken off; not over: {', '.join(name for name in chosen if name not in reports)}")
+    found = summary(arguments.profile, seed, {name: reports[name] for name in chosen if name in reports})
     _say(f"{time.monotonic() - started:.0f} s in all")
     if arguments.json:
         sys.stdout.write(json.dumps(found) + "\n")
-    return 1 if any(report.violations for report in reports.values()) else 0
+    return 1 if broken_off or any(report.violations for report in reports.values()) else 0
 
 
 if __name__ == "__main__":

@@ -200,6 +200,8 @@ class Machine(RuleBasedStateMachine):
         rows = self.do(self.ground.admin.fetch(_ROWS, self.keys))
         assert {row["model"] for row in rows} <= {Machine.model}, "a vector of an old model"
         assert len(rows) == sum(len(expected_rows(text, "chunks")) for text in self.texts.values())
+        # Later examples would walk over these again, and embed them anew after every switch of the model.
+        self.do(self.ground.admin.execute(f"DELETE FROM {SOURCE} WHERE id = ANY ($1)", self.keys))
         Machine.examples += 1
 
     def _hire(self) -> None:

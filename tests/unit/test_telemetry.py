@@ -165,7 +165,7 @@ def test_outages_of_different_scopes_do_not_hide_one_another() -> None:
 
 def test_set_aside_and_put_off_documents() -> None:
     seen = Seen()
-    seen.telemetry.deferred(DOCS, "model_error", attempt=2, delay=3.5)
+    seen.telemetry.deferred(DOCS, DocumentKey("7"), "model_error", attempt=2, delay=3.5)
     seen.telemetry.dead_lettered(DOCS, DocumentKey("42"), "bad_vector", attempts=5)
     seen.telemetry.dead_lettered(DOCS, None, "malformed", attempts=1)
     seen.telemetry.documents(DOCS, Outcome.DEAD_LETTERED, 2)
@@ -182,7 +182,7 @@ def test_set_aside_and_put_off_documents() -> None:
 def test_labels_stay_few_and_well_formed() -> None:
     seen = Seen()
     for number in range(200):
-        seen.telemetry.deferred(DOCS, f"reason_{number}", attempt=1, delay=1)
+        seen.telemetry.deferred(DOCS, None, f"reason_{number}", attempt=1, delay=1)
     seen.telemetry.dead_lettered(DOCS, None, "the text of a document", attempts=1)
     samples = [
         sample.labels["reason"]

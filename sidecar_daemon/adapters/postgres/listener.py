@@ -95,7 +95,12 @@ class Listener:
             except Transient as error:
                 self._failures += 1
                 if self._failures == 1:
-                    self._logger.warning("listen_lost", code=error.code, error=str(error))
+                    self._logger.warning(
+                        "listen_lost",
+                        code=error.code,
+                        cause=str(error),
+                        effect="new work is found by polling until the listening connection is back",
+                    )
                 base, cap = self._backoff
                 await _first_of(stop, seconds=full_jitter(self._failures, base=base, cap=cap, uniform=self._uniform))
 

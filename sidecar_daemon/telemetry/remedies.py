@@ -1,0 +1,41 @@
+"""What an operator can do about each of the world's faults: one line a code, for the log."""
+
+from __future__ import annotations
+
+_CAPACITY = "raise max_connections on the server, or run fewer replicas or put a pooler in between"
+_WAITING = "the daemon tries again by itself; if it lasts, look at the server's log"
+
+REMEDIES = {
+    "connection_lost": "start the database server or mend the network; check host and port of SIDECAR_DATABASE_URL",
+    "timeout": "see whether the database server or the network is overloaded or unreachable",
+    "starting_up": "wait: the database server is starting",
+    "admin_shutdown": "start the database server again, if nobody does",
+    "crash_shutdown": "look at the database server's log: a process of its crashed",
+    "wrong_password": "correct the password in SIDECAR_DATABASE_URL and restart the daemon",
+    "login_refused": "allow the login in pg_hba.conf, or correct the role in SIDECAR_DATABASE_URL and restart",
+    "unknown_database": "create the database, or correct its name in SIDECAR_DATABASE_URL and restart",
+    "disk_full": "free space on the database server's disk",
+    "out_of_memory": "give the database server memory, or lower its work_mem and connections",
+    "out_of_resources": "look at the database server's log: it lacks a resource",
+    "too_many_connections": _CAPACITY,
+    "read_only": "point SIDECAR_DATABASE_URL at the primary (target_session_attrs=read-write)",
+    "permission_denied": "sidecar-daemon doctor says which right is missing; GRANT sidecar_runtime to its role",
+    "schema_missing": "sidecar-daemon migrate; sidecar-daemon doctor says what is missing",
+    "lock_timeout": "somebody holds a lock on our tables: see pg_stat_activity and pg_blocking_pids()",
+    "deadlock": _WAITING,
+    "serialization": _WAITING,
+    "object_in_use": _WAITING,
+    "not_ready": _WAITING,
+    "stale_catalog": _WAITING,
+    "statement_timeout": "see what slows the server, or raise statement_timeout of the daemon's role",
+    "idle_timeout": "raise idle_in_transaction_session_timeout of the daemon's role",
+    "transaction_timeout": "raise transaction_timeout of the daemon's role",
+    "server_io": "look at the database server's disk and log: it cannot read or write a file",
+    "pooler": "set SIDECAR_POOLER=transaction behind a transaction pooler",
+}
+"""By the code of the fault."""
+
+
+def remedy(code: str) -> str:
+    """What to do about a fault; for an unknown one, where to look."""
+    return REMEDIES.get(code, "sidecar-daemon doctor looks at everything that the daemon stands on")

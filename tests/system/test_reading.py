@@ -1,0 +1,231 @@
+"""The log as an operator reads it during a fault: two minutes fit on one screen, and name cause and remedy.
+
+The transcripts stand in ``transcripts/``, with times, numbers and ids masked. Lines that a race may leave out begin
+with ``? `` there. All faults last their two minutes at the same time, each with a daemon of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import pytest_asyncio
+
+from sidecar_daemon.adapters.onnx.fetch import pull
+from sidecar_daemon.adapters.onnx.manifest import find_manifest, load_manifests
+from sidecar_daemon.adapters.postgres.embedded import EmbeddedServer
+from tests.conftest import FAST, ROOT, admin, migrate_at, short_folder
+from tests.daemon import Daemon, free_port
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+SECONDS = 120.0
+SCREEN = 24
+"""Lines of a terminal."""
+TRANSCRIPTS = Path(__file__).with_name("transcripts")
+PASSWORD = "s3cret-of-the-test"  # noqa: S105  a test's own
+SETTINGS = {"LOG_FORMAT": "console", "MAX_ATTEMPTS": "3", "SWEEP_INTERVAL": "10", "THREADS": "1"}
+_MASKS = (
+    (r"^\S+Z ", "<time> "),
+    (r"postgres@\S*?/(?=\w+')", "postgres@<place>/"),
+    (r"\b(retry_in_seconds|away_seconds|failed_tries|failures|pid|settle_ms|freshness_max_ms)=[\d.]+", r"\1=<n>"),
+    (r"codes=\[[^]]*\]", "codes=<codes>"),
+    (r"http=\S+", "http=<url>"),
+    (r"/\S+/models", "<models>"),
+    (r" +", " "),
+)
+
+
+def masked(line: str) -> str:
+    """A log line without what differs from run to run."""
+    for pattern, mask in _MASKS:
+        line = re.sub(pattern, mask, line)
+    return line.strip()
+
+
+@dataclass
+class Scene:
+    """One fault: what breaks, what is mended, and what the log said meanwhile."""
+
+    server: EmbeddedServer
+    models: Path
+    name: str
+    url: str
+    during: list[str] = field(default_factory=list)
+    after: list[str] = field(default_factory=list)
+
+    def admin(self, *statements: str) -> None:
+        """Run statements as the owner of the database, from a thread."""
+        admin(self.server.dsn(self.name), *statements)
+
+    @asynccontextmanager
+    async def working(self) -> AsyncIterator[Daemon]:
+        """A daemon that has embedded everything and rests."""
+        async with Daemon(self.url, self.models, SETTINGS) as daemon:
+            await daemon.wait_for(lambda: any("batch_settled" in line for line in daemon.log), what="a batch")
+            yield daemon
+
+    async def watch(self, daemon: Daemon, mend: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Let two minutes pass; then mend, and wait until everything has recovered."""
+        first = len(daemon.log)
+        await asyncio.sleep(SECONDS)
+        self.during = daemon.log[first:]
+        if mend is not None:
+            first = len(daemon.log)
+            await mend()
+            await daemon.wait_for(daemon.is_ready, timeout=60, what="readiness")
+            await daemon.wait_for(lambda: any("recovered" in line for line in daemon.log[first:]), what="recovery")
+            self.after = daemon.log[first:]
+
+
+async def database_down(scene: Scene) -> None:
+    """The server is gone; the application and the daemon find out at the same time."""
+    async with scene.working() as daemon:
+        await asyncio.to_thread(scene.server.stop, "immediate")
+        await scene.watch(daemon, lambda: asyncio.to_thread(scene.server.start))
+
+
+async def wrong_password(scene: Scene) -> None:
+    """The daemon is started with a password that the server does not take."""
+    url = scene.server.dsn(scene.name, "guarded", password=PASSWORD).replace(PASSWORD, "mistyped")
+    daemon = Daemon(url, scene.models, SETTINGS)
+    try:
+        await daemon.start(ready=False)
+        await scene.watch(daemon)
+    finally:
+        await daemon.stop()
+    assert not any("mistyped" in line for line in daemon.log)
+
+
+async def disk_full(scene: Scene) -> None:
+    """The disk under the table of vectors is full when an edit comes."""
+    disk = scene.server.data_dir.parent / "disk"
+    ballast = disk / "ballast"
+    async with scene.working() as daemon:
+        place = disk / "space"
+        await asyncio.to_thread(place.mkdir)
+        subprocess.run(["chown", "-R", f"--reference={scene.server.data_dir}", str(disk)], check=True)  # noqa: ASYNC221  takes milliseconds
+        await asyncio.to_thread(scene.admin, f"CREATE TABLESPACE small LOCATION '{place}'")
+        await asyncio.to_thread(scene.admin, "ALTER TABLE notes_embeddings SET TABLESPACE small")
+        await asyncio.to_thread(_fill, ballast)
+        await asyncio.to_thread(
+            scene.admin, "INSERT INTO notes SELECT n, 'more ' || n FROM generate_series(50, 400) AS n"
+        )
+        await scene.watch(daemon, lambda: asyncio.to_thread(ballast.unlink))
+    await asyncio.to_thread(scene.admin, "ALTER TABLE notes_embeddings SET TABLESPACE pg_default")
+    await asyncio.to_thread(scene.admin, "DROP TABLESPACE small")
+
+
+def _fill(path: Path) -> None:
+    with path.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(b"\0" * 4096)
+        except OSError:
+            return
+
+
+async def poison_document(scene: Scene) -> None:
+    """One document that the table refuses, and one that is too large."""
+    async with scene.working() as daemon:
+        refuse = "ALTER TABLE notes_embeddings ADD CONSTRAINT short CHECK (length(source_text) < 1000)"
+        await asyncio.to_thread(scene.admin, refuse)
+        poison = "INSERT INTO notes VALUES (100, repeat('x ', 1000)), (101, repeat('y', 2000000))"
+        watching = asyncio.create_task(scene.watch(daemon))
+        await asyncio.to_thread(scene.admin, poison)
+        await watching
+
+
+async def model_missing(scene: Scene) -> None:
+    """A pipeline is attached whose model nobody has pulled; then a daemon starts that has no model at all."""
+    async with scene.working() as daemon:
+        attach = (
+            "SELECT sidecar.attach('notes', '{body}', p_name => 'other', p_model => 'gte-small', p_dimensions => 384)"
+        )
+        watching = asyncio.create_task(scene.watch(daemon))
+        await asyncio.to_thread(scene.admin, attach)
+        await watching
+    bare = Daemon(scene.url, scene.models.parent / "empty" / "models", SETTINGS)
+    await bare.start(ready=False)
+    assert await bare.wait() == 1
+    scene.after = bare.log
+
+
+FAULTS = {
+    function.__name__: function
+    for function in (database_down, wrong_password, disk_full, poison_document, model_missing)
+}
+
+
+@pytest.fixture(scope="module")
+def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Model ``tiny``."""
+    folder = tmp_path_factory.mktemp("reading") / "models"
+    folder.mkdir()
+    pull(find_manifest(load_manifests(ROOT / "models"), "tiny"), folder, progress=lambda _: None)
+    return folder
+
+
+async def _scene(name: str, server: EmbeddedServer, models: Path) -> Scene:
+    await asyncio.to_thread(admin, server.dsn(), f"CREATE DATABASE {name}")
+    await migrate_at(server.dsn(name))
+    scene = Scene(server, models, name, server.dsn(name))
+    await asyncio.to_thread(
+        scene.admin,
+        "CREATE TABLE notes (id bigint PRIMARY KEY, body text)",
+        "INSERT INTO notes SELECT n, 'note number ' || n FROM generate_series(1, 20) AS n",
+        "SELECT sidecar.attach('notes', '{body}', p_model => 'tiny', p_dimensions => 32)",
+    )
+    return scene
+
+
+@asynccontextmanager
+async def _servers() -> AsyncIterator[tuple[EmbeddedServer, EmbeddedServer]]:
+    """One server to stop, and one with passwords and a small disk."""
+    async with AsyncExitStack() as stack:
+        folders = [stack.enter_context(short_folder()) for _ in range(2)]
+        disk = folders[1] / "disk"
+        disk.mkdir()
+        mounting = ["mount", "-t", "tmpfs", "-o", "size=24m", "reading", str(disk)]
+        done = subprocess.run(mounting, check=False, capture_output=True)  # noqa: ASYNC221  takes milliseconds
+        assert done.returncode == 0, "this test fills a disk and therefore mounts a tmpfs: run it as root"
+        stack.callback(lambda: subprocess.run(["umount", "--lazy", str(disk)], check=True))
+        doomed = EmbeddedServer(folders[0] / "pg", settings=FAST)
+        steady = EmbeddedServer(folders[1] / "pg", settings=FAST, tcp_port=free_port())
+        for server in (doomed, steady):
+            await asyncio.to_thread(server.start)
+            stack.push_async_callback(asyncio.to_thread, server.stop, "immediate")
+        (steady.data_dir / "pg_hba.conf").write_text("local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n")
+        password = f"CREATE ROLE guarded LOGIN PASSWORD '{PASSWORD}'"
+        await asyncio.to_thread(admin, steady.dsn(), "SELECT pg_reload_conf()", password)
+        yield doomed, steady
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def scenes(models_dir: Path) -> dict[str, Scene]:
+    """Every fault, played."""
+    async with _servers() as (doomed, steady):
+        found = {name: await _scene(name, doomed if name == "database_down" else steady, models_dir) for name in FAULTS}
+        await asyncio.gather(*[FAULTS[name](scene) for name, scene in found.items()])
+    return found
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_two_minutes_of_a_fault_fit_on_a_screen_and_say_what_to_do(scenes: dict[str, Scene], fault: str) -> None:
+    scene = scenes[fault]
+    assert 1 <= len(scene.during) <= SCREEN, "\n".join(scene.during)
+    said = [masked(line) for line in scene.during]
+    said += ["--- then", *(masked(line) for line in scene.after)] if scene.after else []
+    golden = (TRANSCRIPTS / f"{fault}.log").read_text(encoding="utf-8").splitlines()
+    required = {line for line in golden if not line.startswith("? ")}
+    allowed = required | {line.removeprefix("? ") for line in golden}
+    transcript = "\n".join(dict.fromkeys(said))
+    assert required <= set(said), f"a line is missing:\n{transcript}"
+    assert set(said) <= allowed, f"a line is new:\n{transcript}"
