@@ -131,7 +131,7 @@ class _Daemon:
             watchdog_seconds=self._settings.service.watchdog_seconds,
             not_ready=not_ready,
             registry=self._registry,
-            logger=self._logger,
+            telemetry=self._telemetry,
         )
         app = build_app(
             HttpState(

@@ -10,10 +10,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from prometheus_client import CollectorRegistry
-    from structlog.typing import FilteringBoundLogger
 
     from sidecar_daemon.adapters.systemd import ServiceNotifier
     from sidecar_daemon.domain.pulse import Pulse
+    from sidecar_daemon.telemetry import Telemetry
 
 REPORT_SECONDS = 1.0
 """Between two looks at what the daemon is doing."""
@@ -33,7 +33,7 @@ class Service:
         watchdog_seconds: float | None,
         not_ready: Callable[[], list[str]],
         registry: CollectorRegistry,
-        logger: FilteringBoundLogger,
+        telemetry: Telemetry,
     ) -> None:
         """Tell nothing yet.
 
@@ -43,14 +43,14 @@ class Service:
             watchdog_seconds: the service manager ends a process that says nothing for this long; None: it does not.
             not_ready: why work is not being done, one line a reason; ``["starting"]`` at first.
             registry: the daemon's metrics, the source of the numbers in a status line.
-            logger: told when a loop is stuck.
+            telemetry: told when a loop is stuck.
         """
         self._notifier = notifier
         self._pulse = pulse
         self._watchdog_seconds = watchdog_seconds
         self._not_ready = not_ready
         self._figures = registry.restricted_registry([_UP, _DEPTH, _DOCUMENTS])
-        self._logger = logger
+        self._telemetry = telemetry
         self._stuck: str | None = None
         self._embedded = (time.monotonic(), 0.0)
         self._rate = 0.0
@@ -93,10 +93,9 @@ class Service:
 
     def _tell_stuck(self, stuck: str | None) -> None:
         if stuck and not self._stuck:
-            remedy = "the watchdog is not fed and /livez answers 503, so that whoever supervises it starts it again"
-            self._logger.error("stuck", cause=stuck, remedy=remedy)
+            self._telemetry.stuck(stuck)
         elif self._stuck and not stuck:
-            self._logger.info("moving_again")
+            self._telemetry.moving_again()
         self._stuck = stuck
 
     def _status(self, reasons: list[str]) -> str:
