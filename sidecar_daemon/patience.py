@@ -44,6 +44,11 @@ class Patience:
         self.reason: str | None = None
         """What it is waiting for, in one line; None while steps work."""
 
+    @property
+    def away(self) -> bool:
+        """Whether a step is being repeated now."""
+        return self._failing > 0
+
     async def closed(self) -> None:
         """Wait until no step is failing: the gate in front of everything that would take more work in."""
         await self._closed.wait()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from sidecar_daemon.domain.errors import Fatal, Refused, Transient
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection
 
     from sidecar_daemon.domain.messages import ModelId
+    from sidecar_daemon.domain.pulse import Beat, Pulse
     from sidecar_daemon.patience import Patience
     from sidecar_daemon.ports import Catalog
     from sidecar_daemon.sweeper import Sweeper
@@ -68,25 +70,29 @@ class Supervisor:
         self,
         catalog: Catalog,
         *,
-        hire: Callable[[Pipeline], Awaitable[Crew]],
+        hire: Callable[[Pipeline, Beat], Awaitable[Crew]],
         only: Collection[str],
         telemetry: Telemetry,
         patience: Patience,
+        pulse: Pulse,
     ) -> None:
         """Bind the catalog.
 
         Args:
             catalog: the pipelines that exist.
-            hire: loads a pipeline's model and wires its crew; raises ``Fatal`` (no model) or ``Refused`` (another).
+            hire: loads a pipeline's model and wires its crew; raises ``Fatal`` (no model) or ``Refused`` (another). Its
+                beat is to be excused while a model is being loaded.
             only: names of the pipelines to work on; empty for all.
             telemetry: told what happens.
             patience: waits out the database's outages.
+            pulse: judges whether the supervisor's own loops move.
         """
         self._catalog = catalog
         self._hire = hire
         self._only = frozenset(only)
         self._telemetry = telemetry
         self._patience = patience
+        self._pulse = pulse
         self._posts: dict[PipelineName, _Post] = {}
         self._refusals: dict[PipelineName, str] = {}
         self._known: dict[PipelineName, Pipeline] = {}
@@ -146,10 +152,18 @@ class Supervisor:
             Fatal: at the start, a pipeline's model cannot be loaded.
             Exception: a bug in a stage.
         """
+        with self._pulse.watch("supervising", "observing", excused=self._excused) as (supervising, observing):
+            await self._supervise(stop, supervising, observing)
+
+    def _excused(self) -> bool:
+        """Its loops may stand still while the database is away, and in a drain, which has a limit of its own."""
+        return self._patience.away or self._draining
+
+    async def _supervise(self, stop: asyncio.Event, supervising: Beat, observing: Beat) -> None:
         watchers = [
             asyncio.create_task(stop.wait()),
-            asyncio.create_task(self._reconcile_forever()),
-            asyncio.create_task(self._observe_forever()),
+            asyncio.create_task(self._reconcile_forever(supervising)),
+            asyncio.create_task(self._observe_forever(observing)),
         ]
         try:
             while not stop.is_set():
@@ -167,16 +181,17 @@ class Supervisor:
             await asyncio.gather(*watchers, return_exceptions=True)
             await self._dismiss(list(self._posts.values()), "draining")
 
-    async def _reconcile_forever(self) -> None:
+    async def _reconcile_forever(self, beat: Beat) -> None:
         while True:
+            beat.turn()
             self._wake.clear()
-            await self._reconcile(await self._patience(self._catalog.pipelines))
+            await self._reconcile(await self._patience(self._catalog.pipelines), beat)
             self._reconciled = True
             with suppress(TimeoutError):
                 async with asyncio.timeout(RECONCILE_SECONDS):
                     await self._wake.wait()
 
-    async def _reconcile(self, pipelines: list[Pipeline]) -> None:
+    async def _reconcile(self, pipelines: list[Pipeline], beat: Beat) -> None:
         """Dismiss who works on what changed; hire for what is not staffed."""
         known = self._known = {pipeline.name: pipeline for pipeline in pipelines}
         wanted = {n: p for n, p in known.items() if p.enabled and (not self._only or n in self._only)}
@@ -192,14 +207,16 @@ class Supervisor:
             self._telemetry.pipeline_stopped(post.pipeline.name, post.task.result())
         for post in changed:
             found = known.get(post.pipeline.name)
-            await self._dismiss([post], "detached" if found is None else "changed" if found.enabled else "paused")
+            why = "detached" if found is None else "changed" if found.enabled else "paused"
+            with beat.waiting(partial(_at_work, post)):
+                await self._dismiss([post], why)
         for name, pipeline in wanted.items():
             if name not in self._posts:
-                await self._staff(pipeline)
+                await self._staff(pipeline, beat)
 
-    async def _staff(self, pipeline: Pipeline) -> None:
+    async def _staff(self, pipeline: Pipeline, beat: Beat) -> None:
         try:
-            crew = await self._patience(lambda: self._hire(pipeline))
+            crew = await self._patience(lambda: self._hire(pipeline, beat))
         except Refused as error:
             self._refuse(pipeline.name, str(error))
             return
@@ -228,9 +245,10 @@ class Supervisor:
         self._refusals[name] = reason
         self._telemetry.pipeline_refused(name, reason)
 
-    async def _observe_forever(self) -> None:
+    async def _observe_forever(self, beat: Beat) -> None:
         """Keep the gauges a few seconds old; the others tell when the database is away."""
         while True:
+            beat.turn()
             with suppress(Transient):
                 self._telemetry.observed(await self._catalog.observe())
             await asyncio.sleep(OBSERVE_SECONDS)
@@ -253,6 +271,10 @@ async def _work(crew: Crew) -> str:
         elif isinstance(result, Exception):
             raise result
     return why
+
+
+def _at_work(post: _Post) -> bool:
+    return not post.task.done()
 
 
 def _same(mine: Pipeline, theirs: Pipeline | None) -> bool:

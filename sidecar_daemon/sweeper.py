@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sidecar_daemon.domain.messages import PipelineName, SweepWindow
+    from sidecar_daemon.domain.pulse import Beat, Pulse
     from sidecar_daemon.patience import Patience
     from sidecar_daemon.ports import Queue
     from sidecar_daemon.telemetry import Telemetry
@@ -49,14 +50,16 @@ class Sweeper:
         telemetry: Telemetry,
         patience: Patience,
         uniform: Callable[[float, float], float],
+        pulse: Pulse,
     ) -> None:
-        """Bind a pipeline; ``uniform`` spreads the replicas' turns."""
+        """Bind a pipeline; ``uniform`` spreads the replicas' turns, ``pulse`` judges this one's."""
         self._pipeline = pipeline
         self._queue = queue
         self._limits = limits
         self._telemetry = telemetry
         self._patience = patience
         self._uniform = uniform
+        self._pulse = pulse
         self._wake = asyncio.Event()
         self._rows = limits.rows
 
@@ -66,6 +69,10 @@ class Sweeper:
 
     async def run(self) -> None:
         """Sweep until cancelled. Raises ``Refused`` when the pipeline is paused or detached."""
+        with self._pulse.watch(f"{self._pipeline}: sweeping", excused=lambda: self._patience.away) as (beat,):
+            await self._walk(beat)
+
+    async def _walk(self, beat: Beat) -> None:
         while True:
             self._wake.clear()
             started = time.monotonic()
@@ -76,16 +83,17 @@ class Sweeper:
             except Poison as error:  # a row that cannot be rendered: it may hold up this walk, not the process
                 rest = min(self._limits.interval, LONGEST_REST)
                 self._telemetry.fault(f"{self._pipeline} sweep", error, waiting=rest)
-                await self._sleep(rest)
+                await self._sleep(rest, beat)
                 continue
             seconds = time.monotonic() - started
             self._telemetry.swept(self._pipeline, window, seconds)
             self._rows = next_rows(self._rows, seconds, most=self._limits.rows)
-            await self._sleep(self._rest(window, seconds))
+            await self._sleep(self._rest(window, seconds), beat)
 
-    async def _sleep(self, seconds: float) -> None:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds * self._uniform(0.8, 1.2)):
+    async def _sleep(self, seconds: float, beat: Beat) -> None:
+        seconds *= self._uniform(0.8, 1.2)
+        with suppress(TimeoutError), beat.asleep(seconds):
+            async with asyncio.timeout(seconds):
                 await self._wake.wait()
 
     def _rest(self, window: SweepWindow, seconds: float) -> float:

@@ -38,6 +38,10 @@ class Daemon:
     models_dir: Path
     settings: Mapping[str, str] = field(default_factory=dict)
     """Further settings without the prefix, ``{"THREADS": "1"}``; they win."""
+    module: str = "sidecar_daemon"
+    """What is run instead, for a daemon with test parts."""
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """Further variables of its environment, by their whole name."""
     port: int = field(default_factory=free_port)
     log: list[str] = field(default_factory=list)
     """Every line that the process wrote, both streams."""
@@ -96,11 +100,11 @@ class Daemon:
         }
         environment = {name: value for name, value in os.environ.items() if not name.startswith("SIDECAR_")}
         environment |= {f"SIDECAR_{name}": value for name, value in settings.items()}
-        environment["PYTHONUNBUFFERED"] = "1"
+        environment |= {"PYTHONUNBUFFERED": "1", **self.variables}
         self.process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
-            "sidecar_daemon",
+            self.module,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,

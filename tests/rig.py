@@ -28,6 +28,7 @@ from sidecar_daemon.domain.messages import (
     PipelineName,
     Settlement,
 )
+from sidecar_daemon.domain.pulse import Pulse
 from sidecar_daemon.patience import Patience
 from sidecar_daemon.telemetry import CIRCUIT_STATES, Telemetry
 from sidecar_daemon.worker import Worker, WorkerLimits
@@ -197,7 +198,7 @@ async def attach(
     *,
     key: str = "bigint",
     model: str = "deterministic",
-    model_id: str = MODEL,
+    model_id: str | None = MODEL,
     dimensions: int = 16,
     long_documents: str = "mean",
     store_text: bool = True,
@@ -281,6 +282,8 @@ def build_worker(
     embedder: Embedder,
     told: Told,
     executor: ThreadPoolExecutor,
+    *,
+    pulse: Pulse | None = None,
     **limits: float,
 ) -> Worker:
     """A real worker, with limits of a test."""
@@ -294,6 +297,7 @@ def build_worker(
         telemetry=told.telemetry,
         uniform=lambda low, high: min(high, low + 0.02),
         clock=time.monotonic,
+        pulse=pulse or Pulse(time.monotonic),
     )
 
 

@@ -14,6 +14,7 @@ from sidecar_daemon.adapters.postgres.queue import PostgresCatalog, PostgresQueu
 from sidecar_daemon.app.clock import elapsed
 from sidecar_daemon.app.model_files import known_manifests
 from sidecar_daemon.domain.errors import Fatal
+from sidecar_daemon.domain.pulse import STILL_SECONDS
 from sidecar_daemon.patience import Patience
 from sidecar_daemon.supervisor import Crew
 from sidecar_daemon.sweeper import Sweeper, SweepLimits
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from sidecar_daemon.adapters.onnx.manifest import Manifest
     from sidecar_daemon.adapters.postgres.pool import Database
     from sidecar_daemon.domain.messages import Pipeline
+    from sidecar_daemon.domain.pulse import Beat, Pulse
     from sidecar_daemon.ports import Embedder, Queue
     from sidecar_daemon.settings import ModelSettings, Settings
     from sidecar_daemon.telemetry import Telemetry
@@ -37,33 +39,37 @@ def load_onnx(manifest: Manifest, settings: ModelSettings) -> Embedder:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The one seam for tests of a whole process: what the two ports are made of."""
+    """The one seam for tests of a whole process: what the two ports are made of, when a loop counts as stuck."""
 
     load_embedder: Callable[[Manifest, ModelSettings], Embedder] = load_onnx
     wrap_queue: Callable[[Queue], Queue] = lambda queue: queue
+    still_seconds: float = STILL_SECONDS
 
 
 class Hiring:
     """Hires crews. Pipelines with one model share its weights; all share the inference threads."""
 
-    def __init__(self, settings: Settings, database: Database, telemetry: Telemetry, parts: Parts) -> None:
+    def __init__(
+        self, settings: Settings, database: Database, telemetry: Telemetry, parts: Parts, pulse: Pulse
+    ) -> None:
         """Read the manifests; load no model yet. Raises ``Fatal`` for a manifest that cannot be read."""
         self._settings = settings
         self._parts = parts
         self._database = database
         self._telemetry = telemetry
+        self._pulse = pulse
         self._manifests = known_manifests(settings)
         self._embedders: dict[str, Embedder] = {}
         self._executor = ThreadPoolExecutor(settings.model.threads, thread_name_prefix="inference")
 
-    async def hire(self, pipeline: Pipeline) -> Crew:
-        """Load the pipeline's model and wire its crew.
+    async def hire(self, pipeline: Pipeline, beat: Beat) -> Crew:
+        """Load the pipeline's model and wire its crew. ``beat`` is excused while the model is being loaded.
 
         Raises:
             Fatal: the model is unknown, missing, damaged, or makes vectors of another length.
             Refused: the pipeline wants another version of the model.
         """
-        embedder = await self._embedder(pipeline.model)
+        embedder = await self._embedder(pipeline.model, beat)
         if embedder.dimensions != pipeline.dimensions:
             raise Fatal(
                 "wrong_dimensions",
@@ -88,6 +94,7 @@ class Hiring:
                 telemetry=self._telemetry,
                 uniform=random.uniform,
                 clock=elapsed,
+                pulse=self._pulse,
             ),
             sweeper=Sweeper(
                 pipeline.name,
@@ -100,6 +107,7 @@ class Hiring:
                 telemetry=self._telemetry,
                 patience=Patience(pipeline.name, self._telemetry, uniform=random.uniform, clock=elapsed),
                 uniform=random.uniform,
+                pulse=self._pulse,
             ),
         )
 
@@ -107,11 +115,13 @@ class Hiring:
         """Let the inference threads end."""
         self._executor.shutdown(wait=False, cancel_futures=True)
 
-    async def _embedder(self, model: str) -> Embedder:
+    async def _embedder(self, model: str, beat: Beat) -> Embedder:
         if model not in self._embedders:
             manifest = find_manifest(self._manifests, model)
             settings = self._settings.model
-            self._embedders[model] = await asyncio.to_thread(self._parts.load_embedder, manifest, settings)
+            loading = asyncio.create_task(asyncio.to_thread(self._parts.load_embedder, manifest, settings))
+            with beat.waiting(lambda: not loading.done()):
+                self._embedders[model] = await loading
         return self._embedders[model]
 
     def _limits(self) -> WorkerLimits:

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import sys
+import time
 from collections import deque
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ from sidecar_daemon.app.clock import elapsed
 from sidecar_daemon.app.crews import Hiring, Parts
 from sidecar_daemon.app.documents import status_document
 from sidecar_daemon.app.overview import Letters, Overviews
+from sidecar_daemon.app.service import Service
+from sidecar_daemon.domain.pulse import Pulse
 from sidecar_daemon.patience import Patience
 from sidecar_daemon.settings import Pooler, Settings, installed_folder
 from sidecar_daemon.supervisor import Supervisor
@@ -65,6 +68,8 @@ class _Daemon:
             collector(registry=self._registry)
         self._telemetry = Telemetry(self._registry, logger, clock=elapsed)
         self._notifier = ServiceNotifier(settings.service.notify_socket)
+        # Not the clock of the outages: while the machine is suspended nothing moves, and nothing is stuck.
+        self._pulse = Pulse(time.monotonic, parts.still_seconds)
         self._stop = asyncio.Event()
         self._closing = asyncio.Event()
         """Set after the drain: the endpoints answer until then."""
@@ -80,7 +85,7 @@ class _Daemon:
                 application_name="sidecar_daemon",
             )
             stack.push_async_callback(database.close)
-            hiring = Hiring(settings, database, self._telemetry, self._parts)
+            hiring = Hiring(settings, database, self._telemetry, self._parts, self._pulse)
             stack.callback(hiring.close)
             lag = asyncio.create_task(_watch_lag(self._telemetry))
             stack.callback(lag.cancel)
@@ -90,6 +95,7 @@ class _Daemon:
                 only=settings.pipelines,
                 telemetry=self._telemetry,
                 patience=self._patience("database"),
+                pulse=self._pulse,
             )
             await self._main_loop(database, supervisor)
         self._telemetry.event("daemon_stopped")
@@ -98,7 +104,6 @@ class _Daemon:
     async def _main_loop(self, database: Database, supervisor: Supervisor) -> None:
         """Serve the endpoints, listen, and supervise; the first error ends all of them."""
         starting = self._patience("database")
-        bound = asyncio.Event()
 
         def on_bound(port: int) -> None:
             self._telemetry.event(
@@ -109,24 +114,34 @@ class _Daemon:
                 database=database.place,
                 threads=self._settings.model.threads,
             )
-            self._notifier.ready("starting")
-            bound.set()
+
+        def not_ready() -> list[str]:
+            if self._stop.is_set():
+                return ["draining"]
+            reasons = supervisor.not_ready()
+            return [starting.reason] if starting.reason is not None and reasons == ["starting"] else reasons
 
         def ready() -> tuple[bool, list[str]]:
-            reasons = supervisor.not_ready()
-            if starting.reason is not None and reasons == ["starting"]:
-                reasons = [starting.reason]
+            reasons = not_ready()
             return not reasons, reasons
 
-        self._telemetry.ready_when(lambda: ready()[0])
+        self._telemetry.ready_when(lambda: not not_ready())
 
         async def status() -> dict[str, Any]:
             return status_document(await PostgresOperations(database).status())
 
         letters = Letters(PostgresOperations(database).newest_dead_letters, clock=elapsed)
+        service = Service(
+            self._notifier,
+            self._pulse,
+            watchdog_seconds=self._settings.service.watchdog_seconds,
+            not_ready=not_ready,
+            registry=self._registry,
+            telemetry=self._telemetry,
+        )
         app = build_app(
             HttpState(
-                alive=lambda: (True, "the event loop answers"),
+                alive=service.alive,
                 ready=ready,
                 metrics=lambda: generate_latest(self._registry),
                 status=status,
@@ -145,14 +160,15 @@ class _Daemon:
         http = self._settings.http
         endpoints = asyncio.create_task(serve(app, http.host, http.port, self._closing, on_bound))
         work = asyncio.create_task(self._work(database, supervisor, starting))
-        done, _ = await asyncio.wait([endpoints, work], return_when=asyncio.FIRST_COMPLETED)
+        reporting = asyncio.create_task(service.run())
+        await asyncio.wait([endpoints, work, reporting], return_when=asyncio.FIRST_COMPLETED)
         self._closing.set()
         letters.close()
-        if endpoints in done:
-            self._stop.set()
+        self._stop.set()
         results = await asyncio.gather(endpoints, work, return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException):
+        reporting.cancel()
+        for result in [*results, *await asyncio.gather(reporting, return_exceptions=True)]:
+            if isinstance(result, BaseException) and not isinstance(result, asyncio.CancelledError):
                 raise result
 
     async def _work(self, database: Database, supervisor: Supervisor, starting: Patience) -> None:
@@ -165,7 +181,6 @@ class _Daemon:
             checking.cancel()
             return
         checking.result()
-        self._notifier.status("working")
         listening = asyncio.create_task(self._listen(supervisor))
         try:
             await supervisor.run(self._stop)
@@ -178,13 +193,19 @@ class _Daemon:
         if url is None:
             self._telemetry.event("listening_off", reason="a transaction pooler stands in between: polling instead")
             return
-        listener = Listener(
-            url,
-            on_notify=supervisor.notified,
-            on_connected=supervisor.look_everywhere,
-            logger=self._logger,
-        )
-        await listener.run(self._stop)
+        with self._pulse.watch("listening", excused=self._stop.is_set) as (beat,):
+            listener = Listener(
+                url,
+                on_notify=supervisor.notified,
+                on_connected=supervisor.look_everywhere,
+                logger=self._logger,
+                on_turn=beat.turn,
+            )
+            try:
+                await listener.run(self._stop)
+            except BaseException:
+                self._stop.set()  # else nobody would hear of it before the end
+                raise
 
     def _patience(self, scope: str) -> Patience:
         return Patience(scope, self._telemetry, uniform=random.uniform, clock=elapsed)

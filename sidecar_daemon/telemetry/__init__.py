@@ -230,6 +230,17 @@ class Telemetry:
             "recovered", scope=scope, away_seconds=round(seconds, 3), failed_tries=outage.tries, codes=outage.codes
         )
 
+    # The daemon itself
+
+    def stuck(self, cause: str) -> None:
+        """A loop of the daemon stands still: nothing but a restart is known to help."""
+        remedy = "the watchdog is not fed and /livez answers 503, so that whoever supervises it starts it again"
+        self._log.error("stuck", cause=cause, remedy=remedy)
+
+    def moving_again(self) -> None:
+        """What was ``stuck`` went on by itself."""
+        self._log.info("moving_again")
+
     # Pipelines and their queues
 
     def pipeline_started(self, pipeline: PipelineName, model_id: ModelId) -> None:

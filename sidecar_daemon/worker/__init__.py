@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from sidecar_daemon.domain.messages import Lease, ModelId, Pipeline
+    from sidecar_daemon.domain.pulse import Beat, Pulse
     from sidecar_daemon.ports import Embedder, Queue
     from sidecar_daemon.telemetry import Telemetry
 
@@ -44,6 +45,7 @@ class Worker:
         telemetry: Telemetry,
         uniform: Callable[[float, float], float],
         clock: Callable[[], float],
+        pulse: Pulse,
     ) -> None:
         """Wire the stages. ``executor`` runs the model; ``clock`` is monotonic, in seconds."""
         self._state = WorkerState(
@@ -55,6 +57,7 @@ class Worker:
             limits=limits,
             telemetry=telemetry,
             patience=Patience(pipeline.name, telemetry, uniform=uniform, clock=clock),
+            pulse=pulse,
             uniform=uniform,
             backlog=Backlog(
                 lane_tokens=limits.backlog_tokens,
@@ -86,11 +89,24 @@ class Worker:
             Refused: the pipeline is paused, detached or wants another model. What was held is released.
         """
         state = self._state
+        names = [*(f"leasing {lane}" for lane in Lane), "settling", "keeping"]
+        names += [f"embedding {thread}" for thread in range(1, state.limits.threads + 1)]
+        with state.pulse.watch(*(f"{state.pipeline.name}: {name}" for name in names), excused=self._excused) as beats:
+            await self._work(beats)
+
+    def _excused(self) -> bool:
+        """Loops may stand still while the database is away, and in a drain, which has a limit of its own."""
+        return self._state.patience.away or self._state.stopping.is_set()
+
+    async def _work(self, beats: list[Beat]) -> None:
+        state = self._state
+        live, bulk, settling, keeping, *embedding = beats
         loops = [
-            *[Leaser(state, lane).run() for lane in Lane],
-            *[EmbeddingLoop(state).run() for _ in range(state.limits.threads)],
+            *[Leaser(state, lane, beat).run() for lane, beat in zip(Lane, (live, bulk), strict=True)],
+            *[EmbeddingLoop(state, beat).run() for beat in embedding],
         ]
-        settler, keeper = asyncio.create_task(Settler(state).run()), asyncio.create_task(Keeper(state).run())
+        settler = asyncio.create_task(Settler(state, settling).run())
+        keeper = asyncio.create_task(Keeper(state, keeping).run())
         stages = [asyncio.create_task(loop) for loop in loops]
         stopping = asyncio.create_task(state.stopping.wait())
         try:

@@ -29,6 +29,14 @@ class Backlog:
         """Windows that wait."""
         return len(self._pending)
 
+    def has_room(self, lane: Lane) -> bool:
+        """Whether a lane is less than half full."""
+        return self._tokens(lane) < self._lane_tokens / 2
+
+    def full(self, lane: Lane) -> bool:
+        """Whether a lane takes no document now."""
+        return self._tokens(lane) >= self._lane_tokens
+
     async def room(self, lane: Lane) -> bool:
         """Wait until a lane is less than half full, so that a lease refills it while the model runs.
 
@@ -36,14 +44,14 @@ class Backlog:
             False once the backlog is closed.
         """
         async with self._changed:
-            await self._changed.wait_for(lambda: self._closed or self._tokens(lane) < self._lane_tokens / 2)
+            await self._changed.wait_for(lambda: self._closed or self.has_room(lane))
             return not self._closed
 
     async def put(self, windows: Sequence[Window]) -> bool:
         """Add one document's windows once its lane has room. False, and nothing added, once closed."""
         lane = windows[0].document.lane
         async with self._changed:
-            await self._changed.wait_for(lambda: self._closed or self._tokens(lane) < self._lane_tokens)
+            await self._changed.wait_for(lambda: self._closed or not self.full(lane))
             if not self._closed:
                 self._pending.extend(windows)
                 self._changed.notify_all()

@@ -13,27 +13,35 @@ from sidecar_daemon.worker.failing import fail
 
 if TYPE_CHECKING:
     from sidecar_daemon.domain.messages import Document, Vectors
+    from sidecar_daemon.domain.pulse import Beat
     from sidecar_daemon.worker.state import Job, WorkerState
 
 
 class EmbeddingLoop:
     """Keeps one inference thread busy."""
 
-    def __init__(self, state: WorkerState) -> None:
-        """Bind a worker's state."""
+    def __init__(self, state: WorkerState, beat: Beat) -> None:
+        """Bind a worker's state, and what records this loop's turns."""
         self._state = state
+        self._beat = beat
 
     async def run(self) -> None:
         """Take batches until the backlog is closed."""
-        while (batch := await self._state.backlog.take()) is not None:
+        while (batch := await self._take()) is not None:
             await self._embed(batch)
             first = batch.windows[0].document
             # Whoever waits for a suspect's turn must not hold the thread that its other windows need.
             while first.suspect and (rest := await self._state.backlog.take_rest(first)) is not None:
                 await self._embed(rest)
 
+    async def _take(self) -> Batch | None:
+        backlog = self._state.backlog
+        with self._beat.waiting(lambda: len(backlog) == 0):
+            return await backlog.take()
+
     async def _embed(self, batch: Batch) -> None:
         """Run one batch; where the model refuses it, run each document alone and blame the one that fails again."""
+        self._beat.turn()
         await self._announce(self._jobs(batch))
         jobs = self._jobs(batch)  # once more: leases may have been lost while a suspect waited for its turn
         wanted = Batch(tuple(window for window in batch.windows if self._state.in_flight.job_of(window.document)))
@@ -61,7 +69,8 @@ class EmbeddingLoop:
         for job in jobs:
             if not job.document.suspect:
                 continue
-            await self._state.turn(job)
+            with self._beat.waiting(partial(self._state.others_turn, job)):
+                await self._state.turn(job)
             if not job.begun:
                 job.begun = True
                 leases = tuple(job.leases)
@@ -72,7 +81,9 @@ class EmbeddingLoop:
         state = self._state
         started = time.monotonic()
         ids = [window.tokens.ids for window in batch.windows]
-        vectors = await asyncio.get_running_loop().run_in_executor(state.executor, state.embedder.embed, ids)
+        run = asyncio.get_running_loop().run_in_executor(state.executor, state.embedder.embed, ids)
+        with self._beat.waiting(lambda: not run.done()):
+            vectors = await run
         state.telemetry.batch_embedded(
             state.pipeline.name,
             batch.windows[0].document.lane,
@@ -92,4 +103,5 @@ class EmbeddingLoop:
                 continue
             job.vectors[window.ordinal] = vector
             if job.complete:
-                await self._state.settlements.put(job)
+                with self._beat.waiting(self._state.settlements.full):
+                    await self._state.settlements.put(job)

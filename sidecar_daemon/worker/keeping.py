@@ -8,21 +8,24 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sidecar_daemon.domain.messages import Lease
+    from sidecar_daemon.domain.pulse import Beat
     from sidecar_daemon.worker.state import WorkerState
 
 
 class Keeper:
     """Extends every lease that this worker holds."""
 
-    def __init__(self, state: WorkerState) -> None:
-        """Bind a worker's state."""
+    def __init__(self, state: WorkerState, beat: Beat) -> None:
+        """Bind a worker's state, and what records this loop's turns."""
         self._state = state
+        self._beat = beat
 
     async def run(self) -> None:
         """Extend until cancelled."""
         seconds = self._state.limits.lease_seconds
         while True:
-            await asyncio.sleep(seconds / 3)
+            with self._beat.asleep(seconds / 3):
+                await asyncio.sleep(seconds / 3)
             held = set(self._state.in_flight.leases)
             if held:
                 kept = await self._state.patience(partial(self._state.queue.extend, held, seconds=seconds))

@@ -17,6 +17,7 @@ from sidecar_daemon.worker.state import Job
 
 if TYPE_CHECKING:
     from sidecar_daemon.domain.messages import DocumentKey, Lease, Reading, TokenWindow
+    from sidecar_daemon.domain.pulse import Beat
     from sidecar_daemon.worker.state import WorkerState
 
 READ_AT_ONCE = 64
@@ -28,25 +29,31 @@ CLAIMED_AGAIN = (0.25, 1.0)
 class Leaser:
     """Leases one lane while there is room, wakes on a notification, and polls adaptively without one."""
 
-    def __init__(self, state: WorkerState, lane: Lane) -> None:
-        """Bind a worker's state and a lane."""
+    def __init__(self, state: WorkerState, lane: Lane, beat: Beat) -> None:
+        """Bind a worker's state and a lane, and what records this loop's turns."""
         self._state = state
         self._lane = lane
+        self._beat = beat
 
     async def run(self) -> None:
         """Lease until the worker stops. Raises ``Refused`` when the pipeline may not be worked on."""
         state, limits = self._state, self._state.limits
         pause = limits.poll_min
-        while await state.backlog.room(self._lane) and await self._world_answers():
+        while await self._room() and await self._world_answers():
             state.wakes[self._lane].clear()
             found = await self._lease_once()
             if found == limits.lease_messages:
                 continue
             pause = limits.poll_min if found else min(pause * 2, limits.poll_max)
-            with suppress(TimeoutError):
-                # Jitter, so that replicas do not poll in step.
-                async with asyncio.timeout(pause * state.uniform(0.75, 1.25)):
+            seconds = pause * state.uniform(0.75, 1.25)  # jitter, so that replicas do not poll in step
+            with suppress(TimeoutError), self._beat.asleep(seconds):
+                async with asyncio.timeout(seconds):
                     await state.wakes[self._lane].wait()
+
+    async def _room(self) -> bool:
+        backlog = self._state.backlog
+        with self._beat.waiting(lambda: not backlog.has_room(self._lane)):
+            return await backlog.room(self._lane)
 
     async def _world_answers(self) -> bool:
         """Wait while the circuit is open: a lease whose document cannot be settled would burn time, and an attempt.
@@ -100,6 +107,7 @@ class Leaser:
     async def _read(self, keys: list[DocumentKey], by_key: dict[DocumentKey, list[Lease]]) -> list[Reading]:
         """Read documents; where one cannot be rendered, read each alone and dead-letter the culprit."""
         state = self._state
+        self._beat.turn()
         try:
             return await state.patience(lambda: state.queue.read(keys, claim_seconds=state.limits.lease_seconds))
         except Poison as error:
@@ -113,6 +121,7 @@ class Leaser:
         state = self._state
         by_key: dict[DocumentKey, list[Lease]] = {}
         for lease in leases:
+            self._beat.turn()
             if lease.key is None:
                 await bury(state, [lease], reason="malformed", detail="the message names no document of this source")
             elif lease.attempt > state.limits.max_attempts:
@@ -151,6 +160,7 @@ class Leaser:
         claimed: list[Lease] = []
         outcomes: Counter[Outcome] = Counter()
         for reading in readings:
+            self._beat.turn()
             leases = by_key[reading.key]
             match reading.verdict:
                 case Verdict.EMBED:
@@ -189,7 +199,9 @@ class Leaser:
         if not new:
             return
         started = time.monotonic()
-        tokenized = await asyncio.to_thread(lambda: [self._tokenize(document) for document in new])
+        tokenizing = asyncio.create_task(asyncio.to_thread(lambda: [self._tokenize(document) for document in new]))
+        with self._beat.waiting(lambda: not tokenizing.done()):
+            tokenized = await tokenizing
         seconds = (time.monotonic() - started) / len(new)
         for document, parts in zip(new, tokenized, strict=True):
             if state.in_flight.join(document):  # the other lane brought it meanwhile: one settlement takes a key once
@@ -204,7 +216,9 @@ class Leaser:
             state.telemetry.tokenized(state.pipeline.name, seconds, windows=len(parts), kept=len(windows))
             job = Job(document=document, windows=windows, leases=list(document.leases))
             state.in_flight.open(job)
-            if not await state.backlog.put(windows):
+            with self._beat.waiting(lambda: state.backlog.full(self._lane)):
+                taken = await state.backlog.put(windows)
+            if not taken:
                 state.in_flight.close(job)
                 await self._release(job.leases)
 
@@ -217,9 +231,9 @@ class Leaser:
 
     async def _settle_blank(self, reading: Reading, leases: list[Lease]) -> None:
         assert reading.content_hash is not None  # noqa: S101  the database always hashes a blank document
-        await self._state.settlements.put(
-            Settlement(key=reading.key, content_hash=reading.content_hash, chunks=(), leases=tuple(leases))
-        )
+        blank = Settlement(key=reading.key, content_hash=reading.content_hash, chunks=(), leases=tuple(leases))
+        with self._beat.waiting(self._state.settlements.full):
+            await self._state.settlements.put(blank)
 
     async def _acknowledge(self, leases: list[Lease], outcomes: Counter[Outcome]) -> None:
         if leases:

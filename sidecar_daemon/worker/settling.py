@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sidecar_daemon.domain.messages import Lease, Settled, Settlement
+    from sidecar_daemon.domain.pulse import Beat
     from sidecar_daemon.worker.state import WorkerState
 
 DOCUMENTS_AT_ONCE = 64
@@ -31,9 +32,10 @@ ANSWERED = {Verdict.GONE: Outcome.GONE, Verdict.UNCHANGED: Outcome.UNCHANGED}
 class Settler:
     """Settles whatever is complete; batches grow only while a transaction is under way."""
 
-    def __init__(self, state: WorkerState) -> None:
-        """Bind a worker's state."""
+    def __init__(self, state: WorkerState, beat: Beat) -> None:
+        """Bind a worker's state, and what records this loop's turns."""
         self._state = state
+        self._beat = beat
         self._fruitless = 0
 
     async def run(self) -> None:
@@ -53,7 +55,7 @@ class Settler:
     async def _next(self) -> Job | Settlement | None:
         """Wait for something to settle. What was given back has come again, or is gone, after twice its delay."""
         while True:
-            with suppress(TimeoutError):
+            with suppress(TimeoutError), self._beat.waiting(self._state.settlements.empty):
                 async with asyncio.timeout(2 * self._state.limits.poll_max):
                     return await self._state.settlements.get()
             self._fruitless = 0
@@ -63,6 +65,7 @@ class Settler:
         """Make settlements; from here on, later messages of the same text start anew."""
         prepared: list[tuple[Job | None, Settlement]] = []
         for item in ready:
+            self._beat.turn()
             if not isinstance(item, Job):
                 prepared.append((None, item))
                 continue
@@ -80,6 +83,7 @@ class Settler:
         """Settle in one transaction; where that fails by one document's fault, in halves down to the culprit."""
         if not prepared:
             return
+        self._beat.turn()
         started = time.monotonic()
         settlements = [settlement for _, settlement in prepared]
         try:

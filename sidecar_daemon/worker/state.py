@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         Window,
     )
     from sidecar_daemon.domain.outcomes import Outcome
+    from sidecar_daemon.domain.pulse import Pulse
     from sidecar_daemon.patience import Patience
     from sidecar_daemon.ports import Embedder, Queue
     from sidecar_daemon.telemetry import Telemetry
@@ -177,6 +178,7 @@ class WorkerState:
     limits: WorkerLimits
     telemetry: Telemetry
     patience: Patience
+    pulse: Pulse
     uniform: Callable[[float, float], float]
     backlog: Backlog
     settlements: asyncio.Queue[Job | Settlement | None]
@@ -194,14 +196,15 @@ class WorkerState:
         Suspects of one crash come back together, and in the same order: were two under way at once, the neighbour of
         the culprit would be blamed with it every time.
         """
-        while (
-            self._suspect is not None
-            and self._suspect is not job
-            and not self.in_flight.leases.isdisjoint(self._suspect.leases)
-        ):
+        while self.others_turn(job):
             self._freed.clear()
             await self._freed.wait()
         self._suspect = job
+
+    def others_turn(self, job: Job) -> bool:
+        """Whether another suspect than this one is under way."""
+        suspect = self._suspect
+        return suspect is not None and suspect is not job and not self.in_flight.leases.isdisjoint(suspect.leases)
 
     def done(self, leases: Collection[Lease]) -> None:
         """Messages that are no longer held: acknowledged, made visible again, dead or lost."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import asyncpg
@@ -14,6 +15,7 @@ from sidecar_daemon.adapters.postgres.queue import PostgresQueue
 from sidecar_daemon.domain.errors import Poison, Refused, Transient
 from sidecar_daemon.domain.messages import DocumentKey, Lane, PipelineName
 from sidecar_daemon.domain.outcomes import Outcome
+from sidecar_daemon.domain.pulse import Pulse
 from sidecar_daemon.sweeper import Sweeper, SweepLimits
 from tests.faulty import FaultyEmbedder, FaultyQueue
 from tests.integration.attaching import attach, refusal
@@ -194,6 +196,7 @@ async def test_a_row_that_cannot_be_rendered_stops_a_walk_not_the_process(rig: R
         telemetry=told.telemetry,
         patience=told.patience(),
         uniform=max,
+        pulse=Pulse(time.monotonic),
     )
     running_on = asyncio.create_task(sweeper.run())
     await eventually(lambda: queue.count("sweep") > 1 or running_on.done(), what="the next walk")

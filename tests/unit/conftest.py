@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pytest
 
+from sidecar_daemon.domain.pulse import Pulse
 from tests.faulty import FaultyEmbedder, FaultyQueue
 from tests.integration.conftest import rig
 from tests.rig import PLAIN, Rig, Told, build_worker
@@ -30,6 +32,7 @@ class Bench:
     executor: ThreadPoolExecutor
     embedder: FaultyEmbedder = field(default_factory=lambda: FaultyEmbedder(PLAIN))
     told: Told = field(default_factory=Told)
+    pulse: Pulse = field(default_factory=lambda: Pulse(time.monotonic))
 
     async def worker(self, **limits: float) -> Worker:
         """A worker on the pipeline as it is now."""
@@ -37,7 +40,7 @@ class Bench:
 
     def worker_of(self, pipeline: Pipeline, **limits: float) -> Worker:
         """A worker on a pipeline."""
-        return build_worker(pipeline, self.queue, self.embedder, self.told, self.executor, **limits)
+        return build_worker(pipeline, self.queue, self.embedder, self.told, self.executor, pulse=self.pulse, **limits)
 
     async def settled(self) -> bool:
         """Whether both lanes are empty."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ import pytest
 from sidecar_daemon import supervisor as module
 from sidecar_daemon.domain.errors import Fatal, Refused, Transient
 from sidecar_daemon.domain.messages import Lane, PipelineName
+from sidecar_daemon.domain.pulse import Pulse
 from sidecar_daemon.supervisor import Crew, Supervisor
 from sidecar_daemon.sweeper import Sweeper, SweepLimits
 from tests.rig import MODEL, NAME, PLAIN
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection
 
     from sidecar_daemon.domain.messages import Observation, Pipeline
+    from sidecar_daemon.domain.pulse import Beat
     from tests.unit.conftest import Bench
 
 
@@ -37,6 +40,7 @@ class Office:
     hired: list[PipelineName] = field(default_factory=list)
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     supervisor: Supervisor = field(init=False)
+    pulse: Pulse = field(default_factory=lambda: Pulse(time.monotonic))
 
     def __post_init__(self) -> None:
         self.supervisor = Supervisor(
@@ -45,10 +49,12 @@ class Office:
             only=self.only,
             telemetry=self.bench.told.telemetry,
             patience=self.bench.told.patience(),
+            pulse=self.pulse,
         )
 
-    async def hire(self, pipeline: Pipeline) -> Crew:
+    async def hire(self, pipeline: Pipeline, beat: Beat) -> Crew:
         """Wire a crew as the composition root does."""
+        del beat  # no model to load
         if self.refuse is not None:
             raise self.refuse
         model_id = PLAIN.model_id(pipeline.long_documents)
@@ -62,6 +68,7 @@ class Office:
             telemetry=told.telemetry,
             patience=told.patience(pipeline.name),
             uniform=lambda low, high: (low + high) / 2,
+            pulse=self.pulse,
         )
         return Crew(model_id=model_id, worker=self.bench.worker_of(pipeline, **self.limits), sweeper=sweeper)
 

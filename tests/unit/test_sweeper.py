@@ -28,6 +28,7 @@ def build(bench: Bench, *, interval: float = 3600.0, rows: int = 1000, duty: flo
         telemetry=bench.told.telemetry,
         patience=bench.told.patience("docs"),
         uniform=lambda low, high: (low + high) / 2,
+        pulse=bench.pulse,
     )
 
 

@@ -46,6 +46,7 @@ class Listener:
         backoff_base: float = 0.2,
         backoff_cap: float = 10.0,
         uniform: Callable[[float, float], float] = random.uniform,
+        on_turn: Callable[[], None] = lambda: None,
     ) -> None:
         """Connect nothing; ``run`` does.
 
@@ -60,6 +61,7 @@ class Listener:
             backoff_base: seconds, ceiling of the first wait before a reconnect.
             backoff_cap: seconds, ceiling of every wait.
             uniform: draws a float between its two arguments.
+            on_turn: called at least every ``keepalive`` and a few ``connect_timeout``: the listener moves.
 
         Raises:
             Fatal: the URL is not a PostgreSQL URL.
@@ -74,6 +76,7 @@ class Listener:
         self._connect_timeout = connect_timeout
         self._backoff = (backoff_base, backoff_cap)
         self._uniform = uniform
+        self._on_turn = on_turn
         self._failures = 0
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -83,6 +86,7 @@ class Listener:
             Fatal: the connection is misconfigured in a way that waiting cannot mend.
         """
         while not stop.is_set():
+            self._on_turn()
             try:
                 with translated(self._place):
                     async with self._connected() as (connection, lost):
@@ -129,6 +133,7 @@ class Listener:
 
     async def _watch(self, connection: asyncpg.Connection, lost: asyncio.Event, stop: asyncio.Event) -> None:
         while not stop.is_set():
+            self._on_turn()
             await _first_of(stop, lost, seconds=self._keepalive)
             if lost.is_set():
                 raise Transient("connection_lost", f"the listening connection was closed at {self._place}")
