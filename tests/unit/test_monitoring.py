@@ -36,7 +36,9 @@ def commands() -> set[tuple[str, ...]]:
     root = typer.main.get_command(app)
     found: set[tuple[str, ...]] = set()
     for name, command in getattr(root, "commands", {}).items():
-        found |= {(name, sub) for sub in getattr(command, "commands", {})} or {(name,)}
+        subcommands = {(name, sub) for sub in getattr(command, "commands", {})}
+        alone = not subcommands or getattr(command, "invoke_without_command", False)
+        found |= subcommands | ({(name,)} if alone else set())
     return found
 
 
