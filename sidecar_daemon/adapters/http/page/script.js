@@ -411,7 +411,7 @@ function age() {
 }
 
 async function ask() {
-  if (asking) return;
+  if (asking || held || document.hidden) return;
   asking = true;
   clearTimeout(timer);
   try {
@@ -426,7 +426,7 @@ async function ask() {
     age();
   } finally {
     asking = false;
-    if (!held && !document.hidden) timer = setTimeout(ask, EVERY);
+    timer = setTimeout(ask, EVERY);
   }
 }
 
@@ -439,13 +439,9 @@ async function answer() {
 byId("hold").addEventListener("click", () => {
   held = !held;
   say(byId("hold"), held ? "Resume updates" : "Hold updates");
-  if (held) clearTimeout(timer);
-  else ask();
+  ask();
   age();
 });
-document.addEventListener("visibilitychange", () => {
-  if (document.hidden) clearTimeout(timer);
-  else if (!held) ask();
-});
+document.addEventListener("visibilitychange", ask);
 setInterval(age, 1000);
 ask();
