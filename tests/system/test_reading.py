@@ -34,10 +34,16 @@ PASSWORD = "s3cret-of-the-test"  # noqa: S105  a test's own
 SETTINGS = {"LOG_FORMAT": "console", "MAX_ATTEMPTS": "3", "SWEEP_INTERVAL": "10", "THREADS": "1"}
 _MASKS = (
     (r"^\S+Z ", "<time> "),
-    (r"postgres@\S*?/(?=\w+')", "postgres@<place>/"),
-    (r"\b(retry_in_seconds|away_seconds|failed_tries|failures|pid|settle_ms|freshness_max_ms)=[\d.]+", r"\1=<n>"),
+    (r"\b(postgres|guarded)@[^\s']*/(\w+)", r"\1@<place>/\2"),
+    (
+        r"\b(retry_in_seconds|away_seconds|failed_tries|failures|pid|settle_ms|freshness_max_ms|sweep_ms)=[\d.]+",
+        r"\1=<n>",
+    ),
+    (r"\b(documents|embedded|pending|scanned|missing|enqueued)=\d+", r"\1=<n>"),
     (r"codes=\[[^]]*\]", "codes=<codes>"),
     (r"http=\S+", "http=<url>"),
+    (r"version=\S+", "version=<version>"),
+    (r'"pg_tblspc/[^"]+"', "<file>"),
     (r"/\S+/models", "<models>"),
     (r" +", " "),
 )
@@ -72,9 +78,8 @@ class Scene:
             await daemon.wait_for(lambda: any("batch_settled" in line for line in daemon.log), what="a batch")
             yield daemon
 
-    async def watch(self, daemon: Daemon, mend: Callable[[], Awaitable[None]] | None = None) -> None:
-        """Let two minutes pass; then mend, and wait until everything has recovered."""
-        first = len(daemon.log)
+    async def watch(self, daemon: Daemon, first: int, mend: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Let two minutes pass, read from line ``first`` on; then mend, and wait until everything has recovered."""
         await asyncio.sleep(SECONDS)
         self.during = daemon.log[first:]
         if mend is not None:
@@ -88,8 +93,9 @@ class Scene:
 async def database_down(scene: Scene) -> None:
     """The server is gone; the application and the daemon find out at the same time."""
     async with scene.working() as daemon:
+        first = len(daemon.log)
         await asyncio.to_thread(scene.server.stop, "immediate")
-        await scene.watch(daemon, lambda: asyncio.to_thread(scene.server.start))
+        await scene.watch(daemon, first, lambda: asyncio.to_thread(scene.server.start))
 
 
 async def wrong_password(scene: Scene) -> None:
@@ -98,7 +104,7 @@ async def wrong_password(scene: Scene) -> None:
     daemon = Daemon(url, scene.models, SETTINGS)
     try:
         await daemon.start(ready=False)
-        await scene.watch(daemon)
+        await scene.watch(daemon, 0)
     finally:
         await daemon.stop()
     assert not any("mistyped" in line for line in daemon.log)
@@ -115,10 +121,11 @@ async def disk_full(scene: Scene) -> None:
         await asyncio.to_thread(scene.admin, f"CREATE TABLESPACE small LOCATION '{place}'")
         await asyncio.to_thread(scene.admin, "ALTER TABLE notes_embeddings SET TABLESPACE small")
         await asyncio.to_thread(_fill, ballast)
+        first = len(daemon.log)
         await asyncio.to_thread(
             scene.admin, "INSERT INTO notes SELECT n, 'more ' || n FROM generate_series(50, 400) AS n"
         )
-        await scene.watch(daemon, lambda: asyncio.to_thread(ballast.unlink))
+        await scene.watch(daemon, first, lambda: asyncio.to_thread(ballast.unlink))
     await asyncio.to_thread(scene.admin, "ALTER TABLE notes_embeddings SET TABLESPACE pg_default")
     await asyncio.to_thread(scene.admin, "DROP TABLESPACE small")
 
@@ -138,9 +145,9 @@ async def poison_document(scene: Scene) -> None:
         refuse = "ALTER TABLE notes_embeddings ADD CONSTRAINT short CHECK (length(source_text) < 1000)"
         await asyncio.to_thread(scene.admin, refuse)
         poison = "INSERT INTO notes VALUES (100, repeat('x ', 1000)), (101, repeat('y', 2000000))"
-        watching = asyncio.create_task(scene.watch(daemon))
+        first = len(daemon.log)
         await asyncio.to_thread(scene.admin, poison)
-        await watching
+        await scene.watch(daemon, first)
 
 
 async def model_missing(scene: Scene) -> None:
@@ -149,9 +156,9 @@ async def model_missing(scene: Scene) -> None:
         attach = (
             "SELECT sidecar.attach('notes', '{body}', p_name => 'other', p_model => 'gte-small', p_dimensions => 384)"
         )
-        watching = asyncio.create_task(scene.watch(daemon))
+        first = len(daemon.log)
         await asyncio.to_thread(scene.admin, attach)
-        await watching
+        await scene.watch(daemon, first)
     bare = Daemon(scene.url, scene.models.parent / "empty" / "models", SETTINGS)
     await bare.start(ready=False)
     assert await bare.wait() == 1
