@@ -52,7 +52,7 @@ CREATE TRIGGER refuse BEFORE INSERT ON docs_embeddings FOR EACH ROW EXECUTE FUNC
 def promtool(*arguments: str | Path, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
     """Run promtool to its end."""
     command = [tool("promtool"), *map(str, arguments)]
-    return subprocess.run(command, input=stdin, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, check=False, timeout=300)
 
 
 def test_rules_and_configuration_are_valid() -> None:
