@@ -215,6 +215,7 @@ class Supervisor:
                 await self._staff(pipeline, beat)
 
     async def _staff(self, pipeline: Pipeline, beat: Beat) -> None:
+        beat.turn()  # a call of the database for each pipeline, and each may be slow
         try:
             crew = await self._patience(lambda: self._hire(pipeline, beat))
         except Refused as error:

@@ -228,7 +228,7 @@ class PipelineObservation:
     bulk: LaneDepth
     dead: int
     documents: int | None
-    """Documents that are not blank, as the last finished walk of the sweep saw them; None before the first began."""
+    """Documents that are not blank, as the last finished walk of the sweep saw them; None before one has finished."""
     wanting: int | None
     """Of these, those that had no vector of their current text and model then."""
     walking: bool
@@ -239,7 +239,7 @@ class PipelineObservation:
 
     @property
     def coverage(self) -> float | None:
-        """Share of the documents that have a current vector, 0 to 1; None before the first walk.
+        """Share of the documents that have a current vector, 0 to 1; None before a walk has finished.
 
         What the walk found wanting has a message or a dead letter, so what is still queued or dead bounds what is
         wanting still: an estimate between two walks, exact when nothing was written since and the queues are empty.

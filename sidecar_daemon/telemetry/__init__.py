@@ -257,6 +257,8 @@ class Telemetry:
         self._forget_model(pipeline)
         self._refused.pop(pipeline, None)
         self._metrics.up.labels(pipeline).set(0)
+        if self._outages.pop(pipeline, None) is not None:  # whoever comes next has a circuit of its own, closed
+            self.circuit(pipeline, "closed")
         self._log.info("pipeline_stopped", pipeline=pipeline, reason=reason)
 
     def pipeline_refused(self, pipeline: PipelineName, reason: str) -> None:

@@ -116,6 +116,7 @@ class Settler:
     async def _blame(self, job: Job | None, settlement: Settlement, error: Poison) -> None:
         """One document, alone, cannot be stored. A row deleted under it is the usual cause: then it is simply gone."""
         state = self._state
+        self._beat.turn()  # settle has just been a call as long as one may be, and more follow
         (reading,) = await state.patience(lambda: state.queue.read([settlement.key]))
         if reading.verdict in ANSWERED or reading.content_hash != settlement.content_hash:
             # Gone, written by another replica, or edited since: an edit has a message of its own.
@@ -134,6 +135,7 @@ class Settler:
 
     async def _give_back(self, settlements: Sequence[Settlement], *, delay: float = 0.0) -> None:
         leases = [lease for settlement in settlements for lease in settlement.leases]
+        self._beat.turn()
         with suppress(Refused):  # the queue went with its pipeline
             await self._state.patience(lambda: self._state.queue.release(leases, delay=delay))
         self._state.done(leases)

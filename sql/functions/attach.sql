@@ -185,6 +185,7 @@ BEGIN
     WHERE name = p.name;
     PERFORM sidecar._generate_enqueue(p.name);
     PERFORM sidecar.request_sweep(p.name);
+    PERFORM sidecar._forget_walk(p.name);
     PERFORM pg_notify('sidecar', 'catalog:' || p.name);
     RETURN v_changes;
 END $$;

@@ -21,6 +21,7 @@ BEGIN
     WHERE name = p_pipeline AND model_id IS NULL AND model = p_model;
     IF FOUND THEN
         PERFORM sidecar.request_sweep(p_pipeline);
+        PERFORM sidecar._forget_walk(p_pipeline);
     END IF;
     IF (sidecar._pipeline(p_pipeline)).model_id IS DISTINCT FROM p_model_id THEN
         RAISE EXCEPTION USING ERRCODE = 'SC001', MESSAGE = format(

@@ -11,7 +11,7 @@
 --   triggers     insert, update: on, disabled, replica only, missing
 --   sweep        asked, walking, backfill, passed (the walk under way is beyond this key), started_seconds (since its
 --                start; null before the first)
--- Locks: none. May call: sidecar_runtime, sidecar_reader.
+-- Locks: none. May call: sidecar_runtime. Not sidecar_reader: hash and length would go around the source's policies.
 -- Raises SC002, SC010 when p_key is no value of the key's type, 42P01.
 CREATE OR REPLACE FUNCTION sidecar.explain_document(p_pipeline text, p_key text)
 RETURNS TABLE (key text, source text, model text, model_id text, enabled boolean, document jsonb, vector jsonb,

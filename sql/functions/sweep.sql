@@ -101,12 +101,23 @@ BEGIN
         documents = s.documents + v_documents, wanting = s.wanting + v_wanting,
         last_documents = CASE WHEN state = 'finished' THEN s.documents + v_documents ELSE s.last_documents END,
         last_wanting = CASE WHEN state = 'finished' THEN s.wanting + v_wanting ELSE s.last_wanting END,
-        last_finished_at = CASE WHEN state = 'finished' THEN clock_timestamp() ELSE s.last_finished_at END
+        last_finished_at = CASE WHEN state = 'finished' AND s.documents IS NOT NULL THEN clock_timestamp()
+                                ELSE s.last_finished_at END
     WHERE s.pipeline = p_pipeline;
     IF enqueued > 0 THEN
         PERFORM pg_notify('sidecar', 'bulk:' || p_pipeline);
     END IF;
     RETURN NEXT;
+END $$;
+
+-- Forgets what the last walk counted: it judged by another model or another content.
+-- Locks: the pipeline's row in sidecar.sweeps. May call: the functions of this schema.
+CREATE OR REPLACE FUNCTION sidecar._forget_walk(p_pipeline text)
+RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    UPDATE sidecar.sweeps SET last_documents = NULL, last_wanting = NULL, last_finished_at = NULL
+    WHERE pipeline = p_pipeline;
 END $$;
 
 -- Makes the next walk start at once, from the beginning. p_backfill: without the duty limit of routine walks.

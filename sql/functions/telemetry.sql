@@ -1,8 +1,8 @@
 -- What gauges are made of: asked every few seconds by every replica.
 
 -- One row a pipeline, cheap enough to ask every few seconds. Columns: whether it is enabled, its lanes as in
--- queue_depths, dead letters; documents and wanting as the last finished walk saw them (the walk under way where none
--- has finished, null where none has begun), whether a walk is under way or asked for, the rows it has scanned, and the
+-- queue_depths, dead letters; documents and wanting as the last finished walk saw them (null where none has finished
+-- since the model or the content was changed), whether a walk is under way or asked for, the rows it has scanned, and the
 -- seconds since the last one finished (null: none has). wanting includes what has a message by now.
 -- Locks: none. May call: sidecar_runtime, sidecar_reader.
 CREATE OR REPLACE FUNCTION sidecar.observe()
@@ -13,8 +13,7 @@ RETURNS TABLE (pipeline text, enabled boolean,
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     WITH d AS MATERIALIZED (SELECT * FROM sidecar.queue_depths())
     SELECT p.name, p.enabled, l.depth, l.in_flight, l.oldest_seconds, b.depth, b.in_flight, b.oldest_seconds, x.depth,
-           CASE WHEN s.last_finished_at IS NOT NULL THEN s.last_documents WHEN s.started_at IS NOT NULL THEN s.documents END,
-           CASE WHEN s.last_finished_at IS NOT NULL THEN s.last_wanting WHEN s.started_at IS NOT NULL THEN s.wanting END,
+           s.last_documents, s.last_wanting,
            s.finished_at IS NULL AND s.pipeline IS NOT NULL, coalesce(s.scanned, 0),
            CASE WHEN s.last_finished_at IS NOT NULL
                 THEN greatest(0, extract(epoch FROM clock_timestamp() - s.last_finished_at))::double precision END

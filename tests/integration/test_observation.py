@@ -33,17 +33,37 @@ async def test_the_lanes_of_a_pipeline(rig: Rig) -> None:
     assert not (await look_at_docs(rig)).enabled
 
 
-async def test_coverage_is_told_before_the_first_walk_is_over(rig: Rig) -> None:
+async def test_coverage_is_unknown_until_a_walk_has_finished(rig: Rig) -> None:
     await rig.connection.execute("UPDATE sidecar.sweeps SET started_at = NULL, finished_at = NULL")
-    asked = await look_at_docs(rig)
-    assert (asked.documents, asked.coverage, asked.walking, asked.sweep_age_seconds) == (None, None, True, None)
     await quietly(rig, k1="a", k2="b", k3=" ", k4="d")
     await rig.settle(rig.settlement(2, "b"))
     await sweep(rig, rows=3)
     under_way = await look_at_docs(rig)
-    assert (under_way.documents, under_way.wanting, under_way.scanned, under_way.walking) == (2, 1, 3, True)
-    assert under_way.coverage == 0.5
-    assert under_way.sweep_age_seconds is None
+    assert (under_way.documents, under_way.coverage, under_way.sweep_age_seconds) == (None, None, None)
+    assert (under_way.scanned, under_way.walking) == (3, True)
+    await sweep(rig, rows=3)
+    assert (await look_at_docs(rig)).documents == 3
+
+
+async def test_a_walk_that_began_before_documents_were_counted_tells_nothing(rig: Rig) -> None:
+    await quietly(rig, k1="a", k2="b", k3="c")
+    await sweep(rig, rows=2)
+    await rig.connection.execute("UPDATE sidecar.sweeps SET documents = NULL, wanting = NULL")
+    assert (await sweep(rig, rows=2)).state == "finished"
+    seen = await look_at_docs(rig)
+    assert (seen.documents, seen.coverage, seen.sweep_age_seconds) == (None, None, None)
+
+
+async def test_another_model_makes_the_last_count_worthless(rig: Rig) -> None:
+    await quietly(rig, k1="a")
+    await rig.settle(rig.settlement(1, "a"))
+    await sweep(rig)
+    assert (await look_at_docs(rig)).coverage == 1.0
+    await rig.connection.execute(
+        "SELECT sidecar.attach('docs', '{body}', p_model => 'other', p_dimensions => (SELECT dimensions FROM "
+        "sidecar.pipelines WHERE name = 'docs'))"
+    )
+    assert (await look_at_docs(rig)).coverage is None
 
 
 async def test_coverage_counts_what_is_queued_or_dead_and_forgets_what_is_embedded(rig: Rig) -> None:

@@ -255,6 +255,15 @@ def test_a_pipeline_comes_and_goes() -> None:
     assert seen.events() == ["pipeline_refused", "pipeline_started", "pipeline_started", "pipeline_stopped"]
 
 
+def test_a_circuit_does_not_stay_open_after_its_pipeline() -> None:
+    seen = Seen()
+    seen.telemetry.fault("docs", Transient("lock_timeout", "a writer holds its row"), waiting=1)
+    seen.telemetry.circuit("docs", "half_open")
+    seen.telemetry.pipeline_stopped(DOCS, "paused")
+    assert seen.value("sidecar_circuit_state", scope="docs", state="closed") == 1
+    assert seen.value("sidecar_circuit_state", scope="docs", state="half_open") == 0
+
+
 def test_a_sweep_is_told_when_it_found_something() -> None:
     seen = Seen()
     quiet = SweepWindow("walked", 100, 0, 0, 0, 0, 0, backfill=False)
