@@ -171,6 +171,10 @@ FAULTS = {
 }
 
 
+OUTAGES = {"database_down", "wrong_password", "disk_full"}
+"""Faults of the world, which the log calls a fault."""
+
+
 @pytest.fixture(scope="module")
 def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Model ``tiny``."""
@@ -230,6 +234,10 @@ async def test_two_minutes_of_a_fault_fit_on_a_screen_and_say_what_to_do(scenes:
     assert 1 <= len(scene.during) <= SCREEN, "\n".join(scene.during)
     said = [masked(line) for line in scene.during]
     said += ["--- then", *(masked(line) for line in scene.after)] if scene.after else []
+    faults = [line for line in said if " fault " in line]
+    assert len(faults) == len(set(faults)), "a cause is told once in its scope"
+    if fault in OUTAGES:
+        assert any("cause=" in line and "remedy=" in line for line in faults), "the cause and its remedy are not told"
     golden = (TRANSCRIPTS / f"{fault}.log").read_text(encoding="utf-8").splitlines()
     required = {line for line in golden if not line.startswith("? ")}
     allowed = required | {line.removeprefix("? ") for line in golden}
