@@ -22,6 +22,7 @@ from sidecar_daemon.adapters.onnx.manifest import find_manifest, load_manifests
 from sidecar_daemon.adapters.postgres.embedded import EmbeddedServer
 from tests.conftest import FAST, ROOT, admin, migrate_at, short_folder
 from tests.daemon import Daemon, free_port
+from tests.disk import fill
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -120,7 +121,7 @@ async def disk_full(scene: Scene) -> None:
         subprocess.run(["chown", "-R", f"--reference={scene.server.data_dir}", str(disk)], check=True)  # noqa: ASYNC221  takes milliseconds
         await asyncio.to_thread(scene.admin, f"CREATE TABLESPACE small LOCATION '{place}'")
         await asyncio.to_thread(scene.admin, "ALTER TABLE notes_embeddings SET TABLESPACE small")
-        await asyncio.to_thread(_fill, ballast)
+        await asyncio.to_thread(fill, ballast)
         first = len(daemon.log)
         await asyncio.to_thread(
             scene.admin, "INSERT INTO notes SELECT n, 'more ' || n FROM generate_series(50, 400) AS n"
@@ -128,15 +129,6 @@ async def disk_full(scene: Scene) -> None:
         await scene.watch(daemon, first, lambda: asyncio.to_thread(ballast.unlink))
     await asyncio.to_thread(scene.admin, "ALTER TABLE notes_embeddings SET TABLESPACE pg_default")
     await asyncio.to_thread(scene.admin, "DROP TABLESPACE small")
-
-
-def _fill(path: Path) -> None:
-    with path.open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(b"\0" * 4096)
-        except OSError:
-            return
 
 
 async def poison_document(scene: Scene) -> None:

@@ -13,6 +13,7 @@ import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+from tests.disk import fill
 from tests.torture.bench import CHUNKS, SOURCE
 from tests.torture.stage import stage
 from tests.waiting import eventually
@@ -161,20 +162,11 @@ async def _leave_disk(on: Stage) -> None:
 async def _disk_full(connection: asyncpg.Connection, mount: Path) -> AsyncIterator[None]:
     ballast = mount / "ballast"
     await connection.execute(f"VACUUM FULL {_VECTORS}")  # else what fits into old pages would still be written
-    await asyncio.to_thread(_fill, ballast)
+    await asyncio.to_thread(fill, ballast)
     try:
         yield
     finally:
         ballast.unlink()
-
-
-def _fill(path: Path) -> None:
-    with path.open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(b"\0" * 4096)
-        except OSError:
-            return
 
 
 @asynccontextmanager
