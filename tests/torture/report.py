@@ -53,6 +53,10 @@ class FaultReport:
         if not holds:
             self.violations.append(Violation(check, message, kind))
 
+    def worst(self, fact: str, seconds: float) -> None:
+        """Keep the longest of all rounds, to a tenth of a second."""
+        self.facts[fact] = max(self.facts.get(fact, 0.0), round(seconds, 1))
+
 
 def summary(profile: str, seed: int, reports: Mapping[str, FaultReport]) -> dict[str, Any]:
     """The JSON object of a run."""

@@ -13,6 +13,8 @@ import asyncpg
 from tests.torture.report import Violation
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from tests.torture.bench import Arena
     from tests.torture.fleet import Replica
 
@@ -28,7 +30,7 @@ MOST_CONNECTIONS = 10
 MOST_DESCRIPTORS = 128
 MOST_THREADS = 64
 _LOOK = """
-SELECT pid, usename, state, wait_event_type = 'Client' AS starved, left(query, 80) AS query,
+SELECT pid, xact_start, usename, state, wait_event_type = 'Client' AS starved, left(query, 80) AS query,
        extract(epoch FROM clock_timestamp() - xact_start)::float AS seconds
 FROM pg_stat_activity WHERE datname = current_database() AND usename LIKE 'torture_daemon%' AND xact_start IS NOT NULL
 AND state <> 'idle'  -- an idle backend that takes notifications in is the server's own transaction
@@ -53,11 +55,16 @@ class Watch:
         """
         self._arena = arena
         self._stalled = stalled
-        self._seen: set[int] = set()
+        self._overlong: dict[tuple[int, datetime], Violation] = {}
+        """By backend and start of the transaction, as it was last seen: one violation a transaction, at its longest."""
         self._late: deque[float] = deque(maxlen=LATELY)
-        self.violations: list[Violation] = []
         self.longest = 0.0
         """Seconds of the longest transaction of ours that was seen."""
+
+    @property
+    def violations(self) -> list[Violation]:
+        """One a transaction that lasted too long."""
+        return list(self._overlong.values())
 
     async def run(self, stop: asyncio.Event) -> None:
         """Sample until told to stop; a server that is away is nothing to see."""
@@ -83,10 +90,9 @@ class Watch:
         if self._stalled and row["starved"]:
             return
         self.longest = max(self.longest, row["seconds"])
-        if row["seconds"] > LONGEST_TRANSACTION + max(self._late, default=0.0) and row["pid"] not in self._seen:
-            self._seen.add(row["pid"])
+        if row["seconds"] > LONGEST_TRANSACTION + max(self._late, default=0.0):
             message = f"{row['usename']} is {row['state']} for {row['seconds']:.1f} s in: {row['query']}"
-            self.violations.append(Violation("I8", message))
+            self._overlong[row["pid"], row["xact_start"]] = Violation("I8", message)
 
 
 async def piled_up(arena: Arena, replicas: list[Replica]) -> list[Violation]:

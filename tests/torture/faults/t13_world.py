@@ -83,7 +83,7 @@ async def _once(
             await eventually(lambda: _seen(on), SEEN_WITHIN, what="an operator's view")
         except AssertionError as error:
             on.report.claim(False, "T13", f"{kind}: not seen within {SEEN_WITHIN} s: {error}")
-        on.report.facts[f"{kind}_seen_s"] = round(time.monotonic() - started, 1)
+        on.report.worst(f"{kind}_seen_s", time.monotonic() - started)
         await on.pause(1.0, 3.0)
         for slot, before in enumerate(lines):
             told = _faults_told(on, slot) - before
@@ -93,7 +93,7 @@ async def _once(
         await eventually(lambda: _working(on, connection, mended), BACK_WITHIN, what="work after the mend")
     except AssertionError as error:
         on.report.claim(False, "T13", f"{kind}: {error}")
-    on.report.facts[f"{kind}_back_s"] = round(time.monotonic() - mended, 1)
+    on.report.worst(f"{kind}_back_s", time.monotonic() - mended)
 
 
 async def _seen(on: Stage) -> bool:
