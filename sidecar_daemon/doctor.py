@@ -13,6 +13,7 @@ from sidecar_daemon.adapters.postgres.migrate import check_version, expected_ver
 from sidecar_daemon.adapters.postgres.operations import PostgresOperations
 from sidecar_daemon.app.model_files import check_model_id, known_manifests, model_file
 from sidecar_daemon.app.operations import opened_database
+from sidecar_daemon.app.runtimes import choose_runtime, this_machine
 from sidecar_daemon.domain.errors import Fatal, SidecarError
 from sidecar_daemon.settings import installed_folder, usable_cores
 
@@ -69,8 +70,17 @@ def _machine(settings: Settings) -> list[Check]:
             f"{threads} inference threads on {cores} usable cores",
             f"set SIDECAR_THREADS to {cores} or less: more threads than cores only wait" if busy else None,
         ),
+        _runtime(settings),
         *_models(settings),
     ]
+
+
+def _runtime(settings: Settings) -> Check:
+    try:
+        choice = choose_runtime(settings.model.runtime, this_machine())
+    except Fatal as error:
+        return _failed("runtime", error, "set SIDECAR_RUNTIME to auto, or give OpenVINO what it lacks")
+    return Check("runtime", State.OK, f"{choice}: {choice.reason}")
 
 
 def _models(settings: Settings) -> list[Check]:

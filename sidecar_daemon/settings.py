@@ -44,7 +44,10 @@ class Runtime(StrEnum):
     """What runs the model."""
 
     AUTO = "auto"
+    """OpenVINO where it is installed and the processor multiplies bf16, else onnxruntime."""
     ONNXRUNTIME = "onnxruntime"
+    OPENVINO = "openvino"
+    """Needs the extra of this name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,7 +285,7 @@ class _Environment(BaseSettings):
         (), description="names of pipelines (a-z, 0-9, _), separated by commas; empty for all"
     )
     models_dir: Path | None = Field(None, description="a folder")
-    runtime: Runtime = Field(Runtime.AUTO, description="auto or onnxruntime")
+    runtime: Runtime = Field(Runtime.AUTO, description="auto, onnxruntime or openvino")
     threads: int = Field(default_factory=usable_cores, description="a whole number from 1 to 256", ge=1, le=256)
     batch_tokens: int = _setting(1024, "a whole number from 16 to 1048576", ge=16, le=1 << 20)
     batch_windows: int = _setting(64, "a whole number from 1 to 4096", ge=1, le=4096)

@@ -34,7 +34,12 @@ class Finished:
 
 
 async def launch(
-    arguments: Sequence[str], settings: Mapping[str, str], *, cwd: Path | str | None = None, stdin: int | None = None
+    arguments: Sequence[str],
+    settings: Mapping[str, str],
+    *,
+    cwd: Path | str | None = None,
+    stdin: int | None = None,
+    path: Path | None = None,
 ) -> asyncio.subprocess.Process:
     """Start ``python -m sidecar_daemon`` with nothing of ours in its environment but these settings.
 
@@ -43,6 +48,7 @@ async def launch(
         settings: by name without the prefix, ``{"THREADS": "1"}``.
         cwd: its working directory.
         stdin: a file descriptor; None for none.
+        path: a folder whose modules win over all others.
     """
     kept = {name: value for name, value in os.environ.items() if not name.startswith("SIDECAR_")}
     ours = {"MODELS_DIR": str(MODELS), **settings}
@@ -52,7 +58,9 @@ async def launch(
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         cwd=cwd,
-        env=kept | {f"SIDECAR_{name}": value for name, value in ours.items()} | {"PYTHONPATH": str(ROOT)},
+        env=kept
+        | {f"SIDECAR_{name}": value for name, value in ours.items()}
+        | {"PYTHONPATH": os.pathsep.join(str(each) for each in (path, ROOT) if each is not None)},
     )
 
 

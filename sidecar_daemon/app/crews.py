@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sidecar_daemon.adapters.onnx.manifest import find_manifest
-from sidecar_daemon.adapters.onnx.session import OnnxEmbedder
 from sidecar_daemon.adapters.postgres.queue import PostgresCatalog, PostgresQueue
 from sidecar_daemon.app.clock import elapsed
 from sidecar_daemon.app.model_files import known_manifests
+from sidecar_daemon.app.runtimes import load_onnx
 from sidecar_daemon.domain.errors import Fatal
 from sidecar_daemon.domain.pulse import STILL_SECONDS
 from sidecar_daemon.patience import Patience
@@ -30,11 +30,6 @@ if TYPE_CHECKING:
     from sidecar_daemon.ports import Embedder, Queue
     from sidecar_daemon.settings import ModelSettings, Settings
     from sidecar_daemon.telemetry import Telemetry
-
-
-def load_onnx(manifest: Manifest, settings: ModelSettings) -> Embedder:
-    """Load a pulled model. Raises ``Fatal`` when it is missing or damaged."""
-    return OnnxEmbedder.load(manifest, settings.dir, threads=settings.threads)
 
 
 @dataclass(frozen=True, slots=True)

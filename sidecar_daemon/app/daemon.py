@@ -25,6 +25,7 @@ from sidecar_daemon.app.clock import elapsed
 from sidecar_daemon.app.crews import Hiring, Parts
 from sidecar_daemon.app.documents import status_document
 from sidecar_daemon.app.overview import Letters, Overviews
+from sidecar_daemon.app.runtimes import choose_runtime, this_machine
 from sidecar_daemon.app.service import Service
 from sidecar_daemon.domain.pulse import Pulse
 from sidecar_daemon.patience import Patience
@@ -78,6 +79,8 @@ class _Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._ask_to_stop, signal.Signals(number).name)
         settings = self._settings
+        choice = choose_runtime(settings.model.runtime, this_machine())
+        self._telemetry.runtime_chosen(choice.runtime, choice.precision, choice.reason)
         async with AsyncExitStack() as stack:
             database = await Database.open(
                 settings.database.require_url(),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from sidecar_daemon.adapters.onnx.manifest import find_manifest, load_manifests
 from sidecar_daemon.adapters.onnx.store import verify
+from sidecar_daemon.app.runtimes import load_onnx
 from sidecar_daemon.domain.errors import Fatal
 from sidecar_daemon.domain.messages import LongDocuments
 from sidecar_daemon.settings import installed_folder
@@ -93,11 +94,9 @@ def load_embedder(settings: Settings, pipeline: Pipeline) -> OnnxEmbedder:
     Raises:
         Fatal: the model is unknown, not pulled or damaged, or the pipeline has vectors of another id.
     """
-    from sidecar_daemon.adapters.onnx.session import OnnxEmbedder  # noqa: PLC0415  onnxruntime is slow to load
-
     manifest = manifest_of(settings, pipeline.model)
     check_model_id(pipeline, manifest)
-    return OnnxEmbedder.load(manifest, settings.model.dir, threads=settings.model.threads)
+    return load_onnx(manifest, settings.model)
 
 
 def check_model_id(pipeline: Pipeline, manifest: Manifest) -> None:

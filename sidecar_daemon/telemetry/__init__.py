@@ -88,6 +88,11 @@ class Telemetry:
         """Log a step of the daemon's life, such as ``daemon_started``, ``draining`` or ``daemon_stopped``."""
         self._log.info(name, **keys)
 
+    def runtime_chosen(self, runtime: str, precision: str, reason: str) -> None:
+        """What computes the vectors, in which precision, and why."""
+        self._metrics.runtime.labels(runtime, precision).set(1)
+        self._log.info("runtime_chosen", runtime=runtime, precision=precision, reason=reason)
+
     # The path of a document
 
     def leased(self, pipeline: PipelineName, lane: Lane, messages: int, documents: int, seconds: float) -> None:

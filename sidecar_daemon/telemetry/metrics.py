@@ -102,6 +102,7 @@ class Metrics:
         )
         self.up = gauge("up", "1 while this daemon works on the pipeline.", "pipeline")
         self.model = gauge("model_info", "The model that is loaded for a pipeline.", "pipeline", "model_id")
+        self.runtime = gauge("runtime_info", "1, with what computes the vectors.", "runtime", "precision")
         self.swept = counter("sweep_scanned", "Documents compared by the sweep.", "pipeline")
         self.found = counter("sweep_found", "Documents the sweep found wanting.", "pipeline", "kind")
         self.enqueued = counter("sweep_enqueued", "Messages the sweep sent.", "pipeline")

@@ -122,6 +122,43 @@ def test_the_rules_of_a_unit_refuse(unit: Path) -> None:
     assert (run.stdout.split(), run.stderr) == ([str(errno.EPERM)] * 5, "")
 
 
+@pytest.mark.parametrize("memory", ["yes", "no"])
+def test_openvino_runs_under_the_rules_of_a_unit_that_lets_it_compile(
+    unit: Path, models_dir: Path, tmp_path: Path, memory: str
+) -> None:
+    """With the unit as it is, it is refused by name; with the drop-in that the unit names, it runs."""
+    line = "MemoryDenyWriteExecute=yes"
+    sandbox = changed(unit, tmp_path, line, line.replace("yes", memory))
+    code = f"""
+from pathlib import Path
+from sidecar_daemon.adapters.onnx.manifest import load_manifests
+from sidecar_daemon.app.runtimes import load_onnx
+from sidecar_daemon.domain.errors import Fatal
+from sidecar_daemon.settings import ModelSettings, Runtime
+manifest = load_manifests(Path("models"))["tiny"]
+for runtime in ("auto", "openvino"):
+    try:
+        embedder = load_onnx(manifest, ModelSettings(Path({str(models_dir)!r}), Runtime(runtime), 2))
+        print(runtime, embedder.embed([embedder.tokenize("one")[0].ids]).shape)
+    except Fatal as error:
+        print(error)
+"""
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.system.sandboxed", sys.executable, "-c", code],
+        env={**os.environ, "SANDBOX_UNIT": str(sandbox)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    by_name = (
+        "openvino (1, 32)"
+        if memory == "no"
+        else "SIDECAR_RUNTIME is 'openvino', but memory may not be writable and executable here: "
+        "under systemd set MemoryDenyWriteExecute=no, or set it to auto"
+    )
+    assert (run.stdout.splitlines(), run.stderr) == (["auto (1, 32)", by_name], "")
+
+
 async def test_the_daemon_works_under_the_rules_of_its_unit(
     connection: asyncpg.Connection, runtime_url: str, models_dir: Path, unit: Path
 ) -> None:

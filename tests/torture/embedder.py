@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from sidecar_daemon.adapters.onnx.fetch import pull
 from sidecar_daemon.adapters.onnx.manifest import load_manifests
-from sidecar_daemon.app.crews import load_onnx
+from sidecar_daemon.app.runtimes import load_onnx
 from sidecar_daemon.domain.errors import Poison
 from sidecar_daemon.settings import ModelSettings, Runtime, installed_folder
 from tests.deterministic import DeterministicEmbedder
@@ -40,7 +40,7 @@ def pulled(models: Path) -> Embedder:
     """The real model ``MODEL``, its files made in ``models`` where they are missing."""
     manifest = load_manifests(installed_folder("models"))[MODEL]
     pull(manifest, models, progress=lambda _: None)
-    return load_onnx(manifest, ModelSettings(models, Runtime.AUTO, 1))
+    return load_onnx(manifest, ModelSettings(models, Runtime.ONNXRUNTIME, 1))
 
 
 def _id_of(word: str) -> int:

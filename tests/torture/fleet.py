@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 LEASE_SECONDS = 5
 MAX_ATTEMPTS = 4
 SETTINGS = {
+    "RUNTIME": "onnxruntime",  # as the reference, to the bit, whatever the processor has
     "THREADS": "1",
     "LEASE_SECONDS": str(LEASE_SECONDS),
     "LEASE_MESSAGES": "64",

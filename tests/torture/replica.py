@@ -22,8 +22,9 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sidecar_daemon.app.crews import Parts, load_onnx
+from sidecar_daemon.app.crews import Parts
 from sidecar_daemon.app.daemon import run_daemon
+from sidecar_daemon.app.runtimes import load_onnx
 from sidecar_daemon.domain.errors import Fatal
 from sidecar_daemon.settings import Settings
 from tests.torture.embedder import TortureEmbedder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,10 @@ from hypothesis import strategies as st
 
 from sidecar_daemon.adapters.onnx import export as export_module
 from sidecar_daemon.adapters.onnx.fetch import pull
+from sidecar_daemon.adapters.onnx.graph import Precision
 from sidecar_daemon.adapters.onnx.manifest import FileSource, Manifest, PinnedFile, Pooling, load_manifests
+from sidecar_daemon.adapters.onnx.onnxruntime_graph import OnnxruntimeGraph
+from sidecar_daemon.adapters.onnx.openvino_graph import OpenvinoGraph
 from sidecar_daemon.adapters.onnx.pooling import normalize, pool
 from sidecar_daemon.adapters.onnx.session import OnnxEmbedder
 from sidecar_daemon.adapters.onnx.store import sha256_of
@@ -23,6 +27,8 @@ from sidecar_daemon.domain.errors import Fatal, Poison
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from sidecar_daemon.adapters.onnx.graph import OpenGraph
 
 TINY = load_manifests(Path(__file__).parents[2] / "models")["tiny"]
 
@@ -225,29 +231,64 @@ def own_model(folder: Path, tiny_dir: Path, factor: float, name: str = "last_hid
     )
 
 
-def test_an_own_graph_that_returns_token_vectors_is_pooled_as_its_manifest_says(tmp_path: Path, tiny_dir: Path) -> None:
+RUNTIMES = pytest.mark.parametrize(
+    "runtime",
+    [OnnxruntimeGraph.open, partial(OpenvinoGraph.open, precision=Precision.FP32)],
+    ids=["onnxruntime", "openvino"],
+)
+
+
+@RUNTIMES
+def test_an_own_graph_that_returns_token_vectors_is_pooled_as_its_manifest_says(
+    tmp_path: Path, tiny_dir: Path, runtime: OpenGraph
+) -> None:
     manifest = own_model(tmp_path, tiny_dir, 1)
     assert pull(manifest, tmp_path / "models", progress=quiet).source == "file"
-    embedder = OnnxEmbedder.load(manifest, tmp_path / "models", threads=1)
+    embedder = OnnxEmbedder.load(manifest, tmp_path / "models", threads=1, open_graph=runtime)
     rows = embedder.embed([np.array([1, 2, 3]), np.array([9])])
     expected = np.array([[2, 1], [9, 1]]) / np.linalg.norm([[2, 1], [9, 1]], axis=1, keepdims=True)
     assert rows == pytest.approx(expected, abs=1e-6)
 
 
+@RUNTIMES
 @pytest.mark.parametrize("factor", [0, math.nan, math.inf])
-def test_a_vector_that_is_no_direction_is_refused(tmp_path: Path, tiny_dir: Path, factor: float) -> None:
+def test_a_vector_that_is_no_direction_is_refused(
+    tmp_path: Path, tiny_dir: Path, factor: float, runtime: OpenGraph
+) -> None:
     manifest = own_model(tmp_path, tiny_dir, factor)
     pull(manifest, tmp_path / "models", progress=quiet)
-    embedder = OnnxEmbedder.load(manifest, tmp_path / "models", threads=1)
+    embedder = OnnxEmbedder.load(manifest, tmp_path / "models", threads=1, open_graph=runtime)
     with pytest.raises(Poison) as caught:
         embedder.embed([np.array([2, 3])])
     assert caught.value.code == "bad_vector"
 
 
-def test_a_run_that_fails_says_only_its_kind(tiny_dir: Path) -> None:
-    embedder = OnnxEmbedder.load(TINY, tiny_dir, threads=1)
+@RUNTIMES
+def test_a_run_that_fails_says_only_its_kind(tiny_dir: Path, runtime: OpenGraph) -> None:
+    embedder = OnnxEmbedder.load(TINY, tiny_dir, threads=1, open_graph=runtime)
     with pytest.raises(Poison) as caught:
         embedder.embed([np.array([2, 123_456, 3])])
     assert caught.value.code == "inference_failed"
     assert "123456" not in str(caught.value)
     assert caught.value.__suppress_context__
+    assert embedder.embed([np.array([2, 123, 3])]).shape == (1, 32), "and the next run is as ever"
+
+
+@RUNTIMES
+def test_a_graph_that_the_runtime_cannot_load_is_one_clear_line(
+    tmp_path: Path, tiny_dir: Path, runtime: OpenGraph
+) -> None:
+    (tmp_path / "own.onnx").write_bytes(b"no graph at all")
+    (tmp_path / "tok.json").write_bytes((tiny_dir / "tiny" / "tokenizer.json").read_bytes())
+    manifest = dataclasses.replace(
+        TINY,
+        name="own",
+        architecture=None,
+        weights=PinnedFile("own.onnx", sha256_of(tmp_path / "own.onnx")),
+        tokenizer=PinnedFile("tok.json", sha256_of(tmp_path / "tok.json")),
+        sources=(FileSource(tmp_path),),
+    )
+    pull(manifest, tmp_path / "models", progress=quiet)
+    with pytest.raises(Fatal, match=r"^Model 'own': the runtime cannot load .*model\.onnx\.$") as caught:
+        OnnxEmbedder.load(manifest, tmp_path / "models", threads=1, open_graph=runtime)
+    assert caught.value.code == "graph_bad"

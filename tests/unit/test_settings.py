@@ -116,7 +116,7 @@ def test_secrets_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
         ("LOG_FORMAT", "xml", "SIDECAR_LOG_FORMAT is 'xml': must be auto, json or console"),
         ("LOG_LEVEL", "loud", "SIDECAR_LOG_LEVEL is 'loud': must be debug, info, warning, error or critical"),
         ("POOLER", "odd", "SIDECAR_POOLER is 'odd': must be session or transaction"),
-        ("RUNTIME", "torch", "SIDECAR_RUNTIME is 'torch': must be auto or onnxruntime"),
+        ("RUNTIME", "torch", "SIDECAR_RUNTIME is 'torch': must be auto, onnxruntime or openvino"),
         ("PIPELINES", "docs,Not-One", "SIDECAR_PIPELINES is 'Not-One': must be names of pipelines"),
         (
             "DATABASE_URL",

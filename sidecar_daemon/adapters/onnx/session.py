@@ -1,4 +1,4 @@
-"""The embedder: one onnxruntime session, shared by every thread."""
+"""The embedder: tokenizer, one graph in one runtime, pooling; shared by every thread."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnxruntime
 
+from sidecar_daemon.adapters.onnx.graph import Precision
 from sidecar_daemon.adapters.onnx.pooling import normalize, pool
 from sidecar_daemon.adapters.onnx.store import verify
 from sidecar_daemon.adapters.onnx.tokenizer import WindowTokenizer
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from sidecar_daemon.adapters.onnx.graph import Graph, OpenGraph
     from sidecar_daemon.adapters.onnx.manifest import Manifest
     from sidecar_daemon.domain.messages import LongDocuments, ModelId, TokenIds, TokenWindow, Vectors
 
@@ -32,18 +33,20 @@ class OnnxEmbedder:
 
     manifest: Manifest
     _tokenizer: WindowTokenizer
-    _session: onnxruntime.InferenceSession
-    _inputs: frozenset[str]
+    _graph: Graph
     _turns: threading.BoundedSemaphore
 
     @classmethod
-    def load(cls, manifest: Manifest, models_dir: Path, *, threads: int) -> OnnxEmbedder:
+    def load(
+        cls, manifest: Manifest, models_dir: Path, *, threads: int, open_graph: OpenGraph | None = None
+    ) -> OnnxEmbedder:
         """Verify a pulled model and load it.
 
         Args:
             manifest: the model.
             models_dir: where ``models pull`` put it.
             threads: runs at once; a further caller waits for its turn, so cores and memory stay bounded.
+            open_graph: of the runtime; None: onnxruntime.
 
         Raises:
             Fatal: the model is missing, damaged or outdated, or its graph has another shape than the manifest.
@@ -51,18 +54,21 @@ class OnnxEmbedder:
         found = verify(manifest, models_dir)
         tokenizer = WindowTokenizer.load(found.tokenizer, max_tokens=manifest.max_tokens, prefix=manifest.prefix)
         try:
-            session = onnxruntime.InferenceSession(
-                str(found.graph), _session_options(), providers=["CPUExecutionProvider"]
-            )
+            graph = (open_graph or _open_in_onnxruntime)(found.graph, threads)
         except Exception as error:
-            # onnxruntime raises a class of its own for every status; all mean that this graph does not run here.
-            raise Fatal("graph_bad", f"Model {manifest.name!r}: onnxruntime cannot load {found.graph}.") from error
-        inputs = frozenset(each.name for each in session.get_inputs())
-        if not {"input_ids", "attention_mask"} <= inputs <= INPUTS:
+            # Every runtime has classes of its own; all mean that this graph does not run here.
+            raise Fatal("graph_bad", f"Model {manifest.name!r}: the runtime cannot load {found.graph}.") from error
+        if not {"input_ids", "attention_mask"} <= graph.inputs <= INPUTS:
             raise Fatal(
-                "graph_bad", f"Model {manifest.name!r}: graph inputs are {sorted(inputs)}; allowed: {sorted(INPUTS)}."
+                "graph_bad",
+                f"Model {manifest.name!r}: graph inputs are {sorted(graph.inputs)}; allowed: {sorted(INPUTS)}.",
             )
-        return cls(manifest, tokenizer, session, inputs, threading.BoundedSemaphore(threads))
+        return cls(manifest, tokenizer, graph, threading.BoundedSemaphore(threads))
+
+    @property
+    def precision(self) -> Precision:
+        """What the graph runs in."""
+        return self._graph.precision
 
     @property
     def dimensions(self) -> int:
@@ -78,7 +84,7 @@ class OnnxEmbedder:
         return self._tokenizer.windows(text)
 
     def embed(self, windows: Sequence[TokenIds]) -> Vectors:
-        """Embed windows in one run, padded to the longest of them.
+        """Embed windows in one run, padded to the longest of them, or a little more where the runtime wants it.
 
         Args:
             windows: token ids, each of shape ``(tokens,)``, int64.
@@ -91,7 +97,7 @@ class OnnxEmbedder:
         """
         if not windows:
             return np.zeros((0, self.dimensions), dtype=np.float32)
-        ids, mask = _padded(windows)
+        ids, mask = _padded(windows, self._length(max(len(window) for window in windows)))
         vectors = self._pooled(self._run(ids, mask), mask)
         if vectors.shape != (len(windows), self.dimensions):
             raise Fatal("graph_bad", f"Model {self.manifest.name!r}: vectors of shape {vectors.shape}.")
@@ -99,46 +105,39 @@ class OnnxEmbedder:
             raise Poison("bad_vector", f"model {self.manifest.name!r} returned NaN, infinity or a zero vector")
         return vectors
 
+    def _length(self, longest: int) -> int:
+        """The runtime's choice; the model knows no position from ``max_tokens`` on."""
+        return max(longest, min(self._graph.padded_length(longest), self.manifest.max_tokens))
+
     def _run(self, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[Any]:
         feed = {"input_ids": ids, "attention_mask": mask}
-        if "token_type_ids" in self._inputs:
+        if "token_type_ids" in self._graph.inputs:
             feed["token_type_ids"] = np.zeros_like(ids)
         try:
             with self._turns:
-                return np.asarray(self._session.run(None, feed)[0])
-        except Exception as error:  # noqa: BLE001  onnxruntime has one class a status and exports none of them
+                return self._graph.run(feed)
+        except Exception as error:  # noqa: BLE001  every runtime has classes of its own
             # The message may quote values, so only its kind goes on.
             kind = type(error).__name__
             raise Poison("inference_failed", f"model {self.manifest.name!r} failed on {ids.shape}: {kind}") from None
 
     def _pooled(self, output: NDArray[Any], mask: NDArray[np.int64]) -> Vectors:
         """Our own graphs return finished vectors; a user's graph may return token vectors."""
-        if self.manifest.architecture is not None:
-            return np.asarray(output, dtype=np.float32)
         vectors = pool(output, mask, self.manifest.pooling) if output.ndim == 3 else output.astype(np.float32)
-        return normalize(vectors) if self.manifest.normalize else vectors
+        # A norm that was taken in bf16 is 1 within 0.4 % only.
+        finished = self.manifest.architecture is not None and self.precision is Precision.FP32
+        return normalize(vectors) if self.manifest.normalize and not finished else vectors
 
 
-def _session_options() -> onnxruntime.SessionOptions:
-    options = onnxruntime.SessionOptions()
-    # Two one-thread runs beat one two-thread run on two cores; the worker brings the threads.
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    # The arena stays on: it grows to the largest run once and is reused. Without it the process ended smaller in one
-    # measurement (347-371 MB against 382-393) and much larger in another (505-544): malloc's holes are a gamble.
-    options.enable_cpu_mem_arena = True
-    # A memory pattern is kept for every input shape ever seen; documents have thousands of shapes.
-    options.enable_mem_pattern = False
-    # Only errors: warnings of the optimiser are not news to whoever reads the daemon's log.
-    options.log_severity_level = 3
-    return options
+def _open_in_onnxruntime(path: Path, threads: int) -> Graph:
+    from sidecar_daemon.adapters.onnx.onnxruntime_graph import OnnxruntimeGraph  # noqa: PLC0415  slow to load
+
+    return OnnxruntimeGraph.open(path, threads)
 
 
-def _padded(windows: Sequence[TokenIds]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Ids and mask, both ``(windows, longest)``. Padding is id 0; the mask says so, the id does not matter."""
-    longest = max(len(window) for window in windows)
-    ids = np.zeros((len(windows), longest), dtype=np.int64)
+def _padded(windows: Sequence[TokenIds], length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Ids and mask, both ``(windows, length)``. Padding is id 0; the mask says so, the id does not matter."""
+    ids = np.zeros((len(windows), length), dtype=np.int64)
     mask = np.zeros_like(ids)
     for row, window in enumerate(windows):
         ids[row, : len(window)] = window

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sidecar_daemon.adapters.postgres.embedded import EmbeddedServer
 
 SETTINGS = {
+    "RUNTIME": "onnxruntime",  # as the embedder that every vector is compared with
     "THREADS": "1",
     "SWEEP_INTERVAL": "3600",  # what a trigger or a replay does not bring must not come by itself
     "MAX_DOCUMENT_BYTES": "65536",
