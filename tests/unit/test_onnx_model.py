@@ -248,6 +248,8 @@ def test_an_own_graph_that_returns_token_vectors_is_pooled_as_its_manifest_says(
     rows = embedder.embed([np.array([1, 2, 3]), np.array([9])])
     expected = np.array([[2, 1], [9, 1]]) / np.linalg.norm([[2, 1], [9, 1]], axis=1, keepdims=True)
     assert rows == pytest.approx(expected, abs=1e-6)
+    with pytest.raises(Poison):
+        embedder.embed([np.zeros(0, dtype=np.int64)])
 
 
 @RUNTIMES

@@ -211,5 +211,14 @@ def test_threads_beyond_the_cores_share_what_there_is(models_dir: Path) -> None:
     assert all(float(np.abs(one - other).max()) <= 1e-6 for one, other in zip(alone * 4, together, strict=True))
 
 
+def test_an_answer_is_the_callers_own(models_dir: Path) -> None:
+    """The request that it came from has gone to another caller by then."""
+    graph = OpenvinoGraph.open(models_dir / "tiny" / "model.onnx", 1, Precision.FP32)
+    feeds = [{"input_ids": np.full((1, 4), number), "attention_mask": np.ones((1, 4), np.int64)} for number in (7, 8)]
+    first, second = (graph.run(feed) for feed in feeds)
+    assert np.array_equal(first, graph.run(feeds[0]))
+    assert not np.array_equal(first, second)
+
+
 def test_memory_that_may_not_be_executable_is_noticed() -> None:
     assert may_compile()

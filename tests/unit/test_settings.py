@@ -228,8 +228,10 @@ def test_what_systemd_says(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("0::/a/b", {"a/b/cpu.max": "max 100000", "a/cpu.max": "100000 100000"}, 1),
         ("0::/a/b", {"a/b/cpu.max": "50000 100000"}, 1),
+        ("0::/a", {"a/cpu.max": "199999 100000"}, 1),
         ("0::/", {"cpu.max": "max 100000"}, None),
         ("4:cpu,cpuacct:/x", {"cpu/x/cpu.cfs_quota_us": "100000", "cpu/x/cpu.cfs_period_us": "100000"}, 1),
+        ("4:cpu:/x/y\n0::/z", {"cpu/x/cpu.cfs_quota_us": "150000", "cpu/x/cpu.cfs_period_us": "100000"}, 1),
         ("4:cpu,cpuacct:/x", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
         ("5:memory:/x", {"x/cpu.max": "100000 100000"}, None),
     ],

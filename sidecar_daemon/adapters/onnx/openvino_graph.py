@@ -83,7 +83,7 @@ class OpenvinoGraph:
     def run(self, feed: Mapping[str, NDArray[np.int64]]) -> NDArray[Any]:
         """The first output. Raises ``IndexError`` for a token id that the graph has no row for."""
         ids = feed["input_ids"]
-        if ids.size == 0 or (self._vocabulary is not None and not 0 <= ids.min() <= ids.max() < self._vocabulary):
+        if self._vocabulary is not None and not 0 <= ids.min() <= ids.max() < self._vocabulary:
             raise IndexError
         request = self._requests.pop()
         try:
