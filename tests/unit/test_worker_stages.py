@@ -59,6 +59,21 @@ async def test_hundreds_in_both_lanes(bench: Bench) -> None:
     await rig.assert_true()
 
 
+async def test_a_worker_holds_no_more_work_than_it_has_room_for(bench: Bench) -> None:
+    """A lease is a horizon of tokens: what one replica cannot begin soon, another may have."""
+    rig = bench.rig
+    bench.embedder.gate.clear()
+    await rig.write(**{f"k{n}": " ".join(f"word{n * 100 + w}" for w in range(60)) for n in range(100)})
+    worker = await bench.worker(threads=1, batch_tokens=64, lease_messages=100)
+    async with running(worker):
+        await entered(bench)
+        await eventually(lambda: not worker._state.backlog.has_room(Lane.LIVE))
+        assert 1 <= len(worker._state.in_flight.leases) < 20
+        bench.embedder.gate.set()
+        await eventually(bench.settled)
+    assert len(await rig.vectors()) == 100
+
+
 async def test_five_messages_of_one_document_are_one_run(bench: Bench) -> None:
     """R5."""
     for n in range(5):
