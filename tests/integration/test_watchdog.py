@@ -178,6 +178,8 @@ async def test_a_listener_that_cannot_listen_ends_the_daemon(
     await daemon.start(ready=False)
     try:
         assert await daemon.wait(60) == 2, "a usage error, which systemd does not start again"
-        assert daemon.log[-1].startswith("error: the database URL ")
+        last = daemon.events[-1]
+        assert last["event"] == "fatal"
+        assert last["cause"].startswith("SIDECAR_LISTEN_URL is not a URL ")
     finally:
         await daemon.stop()
