@@ -113,6 +113,30 @@ async def test_both_lanes_may_bring_one_document_at_the_same_moment(bench: Bench
     assert bench.embedder.runs == [["text"]]
 
 
+async def test_freshness_is_told_by_the_lane_of_the_oldest_message(bench: Bench) -> None:
+    """Else a backfill, old by nature, would count as a late edit."""
+    rig = bench.rig
+    bench.embedder.gate.clear()
+    await rig.write(k1="edited", k2="found by the sweep", k3="both")
+    await rig.connection.execute(
+        "WITH m AS (DELETE FROM pgmq.q_docs WHERE message ->> 'document_id' = '2' RETURNING vt, message) "
+        "INSERT INTO pgmq.q_docs_bulk (enqueued_at, vt, message) "
+        "SELECT now() - interval '1 h', n.vt, n.message FROM (TABLE m UNION ALL "
+        "SELECT vt, message FROM pgmq.q_docs WHERE message ->> 'document_id' = '3') AS n"
+    )
+    worker = await bench.worker()
+    async with running(worker):
+        await eventually(lambda: sorted(len(job.leases) for job in worker._state.in_flight.jobs) == [1, 1, 2])
+        bench.embedder.gate.set()
+        await eventually(bench.settled)
+        await eventually(lambda: bench.told.documents("embedded") == 3)
+    late = {"le": "60.0"}
+    for series, labels, counts in (("count", {}, {"live": 1, "bulk": 2}), ("bucket", late, {"live": 1, "bulk": 0})):
+        for lane, count in counts.items():
+            found = {"pipeline": "docs", "lane": lane, **labels}
+            assert bench.told.registry.get_sample_value(f"sidecar_freshness_seconds_{series}", found) == count
+
+
 async def test_an_edit_while_the_model_runs_wins(bench: Bench) -> None:
     """R1 and R2 through the worker."""
     bench.embedder.gate.clear()
