@@ -13,7 +13,7 @@ from sidecar_daemon.demo.corpus import standard_library
 from tests.bench.arithmetic import histogram, quantile
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 LIMIT = 512
@@ -55,7 +55,7 @@ class Corpora:
         Raises:
             KeyError: no corpus has that name.
         """
-        makers = {
+        makers: dict[str, Callable[[int], list[str]]] = {
             "docstrings": self.docstrings,
             "titles": self.titles,
             "500_tokens": lambda n: [self.of_length(500, f"long/{place}") for place in range(n)],

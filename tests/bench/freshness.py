@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     import asyncpg
 
 _FRESH = f"""
-SELECT d.id, 1000 * extract(epoch FROM pg_xact_commit_timestamp(e.xmin) - pg_xact_commit_timestamp(d.xmin))::float8 AS ms
+SELECT d.id,
+    1000 * extract(epoch FROM pg_xact_commit_timestamp(e.xmin) - pg_xact_commit_timestamp(d.xmin))::float8 AS ms
 FROM {TABLE} AS d JOIN {TABLE}_embeddings AS e ON e.id = d.id AND e.chunk_no = 0
 WHERE d.id = ANY ($1::bigint[]) AND e.source_text_hash = md5(d.content)
 """

@@ -15,7 +15,11 @@ PACKAGES = (
     "sidecar-daemon",
 )
 SPEAKING_FLAGS = frozenset(
-    "avx avx2 fma f16c avx512f avx512bw avx512vl avx512_vnni avx512_bf16 avx_vnni amx_tile amx_bf16 amx_int8".split()
+    {
+        *("avx", "avx2", "fma", "f16c", "avx_vnni"),
+        *("avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16"),
+        *("amx_tile", "amx_bf16", "amx_int8"),
+    }
 )
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 

@@ -1,4 +1,4 @@
-"""The real daemon with a model that does no work: what is left is the database. ``python -m tests.bench.null_daemon``."""
+"""The real daemon with a model that does no work: what is left is the database side."""
 
 from __future__ import annotations
 

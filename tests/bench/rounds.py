@@ -39,7 +39,9 @@ class Rounds:
         if number is not None:
             mine = [b for b in self.blocks if b.contestant == contestant and b.round == number]
             return sum(b.amount for b in mine) / sum(b.seconds for b in mine)
-        return spread(block.rate for block in kept(self.blocks, self.workplace.tolerance) if block.contestant == contestant).median
+        return spread(
+            block.rate for block in kept(self.blocks, self.workplace.tolerance) if block.contestant == contestant
+        ).median
 
     def ratio(self, ours: str, theirs: str) -> dict[str, float]:
         """Our rate over theirs: median of the ratios within rounds, with its spread.
@@ -49,8 +51,9 @@ class Rounds:
         """
         found = ratios(kept(self.blocks, self.workplace.tolerance), ours, theirs)
         if not found:
+            lost = dropped(self.blocks, self.workplace.tolerance)
             raise ValueError(
-                f"{self.label}: no round has undisturbed blocks of both {ours} and {theirs}: {dropped(self.blocks, self.workplace.tolerance)} of "
+                f"{self.label}: no round has undisturbed blocks of both {ours} and {theirs}: {lost} of "
                 f"{len(self.blocks)} blocks were dropped; run it on a quiet machine, or with --tolerance"
             )
         return spread(found).rounded()

@@ -156,7 +156,7 @@ async def drained(connection: asyncpg.Connection, *, seconds: float, every: floa
 
 
 async def check_vectors(connection: asyncpg.Connection) -> int:
-    """Count the vectors; every document must have one of its current text. A contestant that cheats measures nothing."""
+    """Count the vectors. Every document must have one of its current text: who cheats is not measured."""
     wrong = await connection.fetchval(
         f"SELECT count(*) FROM {TABLE} AS d LEFT JOIN {TABLE}_embeddings AS e "
         "ON e.id = d.id AND e.chunk_no = 0 AND e.source_text_hash = md5(d.content) WHERE e.id IS NULL"

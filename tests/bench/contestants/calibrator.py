@@ -17,7 +17,7 @@ def product(seconds: float) -> dict[str, float]:
     rng = np.random.default_rng(0)
     left, right = (rng.standard_normal((SIZE, SIZE), dtype=np.float32) for _ in range(2))
     result = left @ right  # the first one wakes the threads
-    found = []
+    found: list[float] = []
     until = time.perf_counter() + seconds
     while time.perf_counter() < until or not found:
         started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What one would write in an afternoon: read 32, embed them in one run, ``executemany``, archive. No pause, no guard."""
+"""What one would write in an afternoon: read 32, embed them at once, ``executemany``, archive. No pause, no guard."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ class Naive(QueueReader):
             f"SELECT id, content FROM {TABLE} WHERE id = ANY ($1::bigint[])", list(messages.values())
         )
         vectors = self.embed([row["content"] for row in rows])
-        written = [row_of(row["id"], row["content"], vector, "naive") for row, vector in zip(rows, vectors, strict=True)]
+        written = [
+            row_of(row["id"], row["content"], vector, "naive") for row, vector in zip(rows, vectors, strict=True)
+        ]
         await connection.executemany(UPSERT, written)
         await connection.execute("SELECT pgmq.archive($1, $2::bigint[])", TABLE, list(messages))
         return len(messages)

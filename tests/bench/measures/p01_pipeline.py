@@ -67,7 +67,8 @@ async def pipeline_block(connection: asyncpg.Connection, texts: list[str]) -> di
     await drained(connection, seconds=1200)
     seconds = time.perf_counter() - started
     missing = await connection.fetchval(
-        f"SELECT count(*) FROM {TABLE} AS d LEFT JOIN {TABLE}_embeddings AS e USING (id) WHERE d.id < $1 AND e.id IS NULL",
+        f"SELECT count(*) FROM {TABLE} AS d LEFT JOIN {TABLE}_embeddings AS e USING (id) "
+        "WHERE d.id < $1 AND e.id IS NULL",
         FAR,
     )
     assert missing == 0, f"{missing} documents were settled without a vector"

@@ -39,9 +39,7 @@ async def run(place: Workplace) -> None:
         place.report.leave_out("P2_bf16", place.why_no_bf16())
 
 
-async def _one(
-    place: Workplace, precision: str, ours: Contestant, torch: Contestant | None, texts: list[str]
-) -> None:
+async def _one(place: Workplace, precision: str, ours: Contestant, torch: Contestant | None, texts: list[str]) -> None:
     await ours.ask("texts", name="docstrings", texts=texts)
     work = flops(await ours.ask("tokens", texts=texts)) / 1e9
     shares, peaks, achieved = [], [], []

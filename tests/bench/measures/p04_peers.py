@@ -132,7 +132,7 @@ async def _tune(
 
 
 async def _default(place: Workplace, contestants: dict[str, Contestant]) -> dict[str, Any]:
-    """fastembed as it comes: batches of 256 in file order, padded to the longest. Slow, so fewer texts and by itself."""
+    """How fastembed comes: batches of 256 in file order, padded to the longest. Slow, so fewer texts and by itself."""
     texts = (await place.corpora()).named("docstrings", place.pick(12, 32, DEFAULT_BATCH // 2))
     both = {"ours_fp32": contestants["ours_fp32"], DEFAULT: contestants["fastembed_tuned"]}
     for contestant in both.values():

@@ -41,9 +41,7 @@ async def run(place: Workplace) -> None:
             else:
                 arguments = (arena.url, str(place.models / SHAPE), str(place.threads))
                 module = f"tests.bench.contestants.{name}"
-                reader = await stack.enter_async_context(
-                    Contestant(name, module, arguments, folder=place.folder)
-                )
+                reader = await stack.enter_async_context(Contestant(name, module, arguments, folder=place.folder))
             turns[name] = partial(_block, connection, reader)
         for corpus, sizes in {"docstrings": (20, 60, 120), "500_tokens": (4, 8, 24)}.items():
             texts = corpora.named(corpus, place.pick(*sizes))

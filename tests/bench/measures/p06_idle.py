@@ -27,7 +27,9 @@ async def run(place: Workplace) -> None:
     async with server.arena() as arena, arena.session() as connection:
         await arena.attach(SHAPE, place.models)
         async with arena.daemon(place.models, RUNTIME=place.runtime, THREADS=str(place.threads)):
-            await load(connection, [corpora.of_length(TOKENS, f"idle/{n}") for n in range(place.pick(10, 50, DOCUMENTS))])
+            await load(
+                connection, [corpora.of_length(TOKENS, f"idle/{n}") for n in range(place.pick(10, 50, DOCUMENTS))]
+            )
             await drained(connection, seconds=600)
             keys = [row["id"] for row in await connection.fetch("SELECT id FROM documents")]
             for number in range(edits):
