@@ -87,8 +87,8 @@ async def fill_index(connection: asyncpg.Connection, rows: int) -> int:
     await connection.execute(f"ALTER TABLE {TABLE} ENABLE TRIGGER USER")
     await connection.execute(
         f"INSERT INTO {TABLE}_embeddings (id, source_text_hash, embedding, model) "
-        "SELECT d.id, md5(d.content), l2_normalize((SELECT array_agg(random() - 0.5 + 0 * d.id) "
-        "FROM generate_series(1, p.dimensions))::vector), p.model_id "
+        "SELECT d.id, md5(d.content), l2_normalize((SELECT array_agg(random() - 0.5) "
+        "FROM generate_series(1, p.dimensions) WHERE d.id > 0)::vector), p.model_id "  # named, so that it is drawn anew
         f"FROM {TABLE} AS d, sidecar.pipelines AS p WHERE d.id > $1",
         FAR,
     )

@@ -20,7 +20,7 @@ POLL_SECONDS = 0.1
 
 
 async def run(place: Workplace) -> None:
-    """The small backlog, the large one, the small one again: what the table has grown to is not the queue's fault."""
+    """The small backlog twice, the large one, the small one twice: the better of before and after is what counts."""
     small, large = place.pick(500, 10_000, 10_000), place.pick(2_000, 60_000, 1_000_000)
     server = await place.server()
     found: dict[str, Any] = {"small": small, "large": large}
@@ -44,12 +44,12 @@ async def run(place: Workplace) -> None:
                 rates.append(count / seconds)
                 place.say(f"  P8: {count:,} messages at {rates[-1]:,.0f}/s")
             assert await check_vectors(connection) == first
-    usual = sorted(rates[:2] + rates[3:])
-    middle = (usual[1] + usual[2]) / 2
-    place.report.figure("P8", rates[2] / middle)
+    before_it, after_it = sum(rates[:2]) / 2, sum(rates[3:]) / 2
+    place.report.figure("P8", rates[2] / max(before_it, after_it))
     place.report.tables["backlog"] = {
         **found,
-        "documents_a_second_small": [round(rate) for rate in usual],
+        "documents_a_second_small_before": [round(rate) for rate in rates[:2]],
+        "documents_a_second_small_after": [round(rate) for rate in rates[3:]],
         "documents_a_second_large": round(rates[2]),
     }
 

@@ -57,6 +57,7 @@ async def run(place: Workplace) -> None:
         "runtime": "onnxruntime",
         "model": SHAPE,
         "minutes": round(seconds / 60, 2),
+        "peak_mib": round(peak * MB / 2**20, 1),
         "warm_up_seconds": warm,
         "median_first_half_mb": round(quantile([rss for _, rss in later[:half]], 0.5), 1),
         "median_second_half_mb": round(quantile([rss for _, rss in later[half:]], 0.5), 1),
