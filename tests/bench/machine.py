@@ -22,6 +22,7 @@ SPEAKING_FLAGS = frozenset(
     }
 )
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
+NO_BF16 = "the processor has neither AVX-512 BF16 nor AMX"
 
 
 def cpu() -> dict[str, object]:

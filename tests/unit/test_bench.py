@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -23,7 +27,7 @@ from tests.bench.arithmetic import (
     slope,
     spread,
 )
-from tests.bench.contest import unpacked
+from tests.bench.contest import Contestant, ContestantError, unpacked
 from tests.bench.contestants.streaming import WINDOW, Stream, embed_all
 from tests.bench.contestants.wire import packed
 from tests.bench.measures import MEASURES
@@ -31,12 +35,16 @@ from tests.bench.measures.p02_flops import ATTENTION_FLOPS, LINEAR_FLOPS, flops
 from tests.bench.null_daemon import NullEmbedder
 from tests.bench.peers import PINS
 from tests.bench.report import GOALS, Report, as_text, measure_of, merged
+from tests.bench.rounds import Rounds
 from tests.deterministic import DeterministicEmbedder
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Mapping
 
     from sidecar_daemon.domain.messages import TokenWindow
+
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def block(contestant: str, number: int, *, seconds: float = 1.0, calibration: float = 100.0) -> Block:
@@ -102,6 +110,70 @@ def test_both_blocks_of_a_round_weigh_by_what_they_did() -> None:
 def test_a_round_without_one_of_them_has_no_ratio() -> None:
     blocks = [block("ours", 1), block("ours", 2), block("theirs", 2)]
     assert ratios(blocks, "ours", "theirs") == [1.0]
+
+
+@dataclass
+class Bystander:
+    """What ``Rounds`` wants of a workplace: a calibration that answers with what is next."""
+
+    speeds: list[float]
+    tolerance: float = 0.05
+    happened: list[str] = field(default_factory=list)
+
+    async def calibrate(self) -> dict[str, float]:
+        self.happened.append("calibrate")
+        return {"median": self.speeds.pop(0) if self.speeds else 100.0}
+
+    def say(self, line: str) -> None:
+        assert line
+
+    def turn(self, name: str, seconds: float) -> Any:
+        async def take() -> Mapping[str, float]:
+            self.happened.append(name)
+            return {"amount": 12, "seconds": seconds}
+
+        return take
+
+
+async def test_rounds_interleave_and_calibrate_before_each_block() -> None:
+    place = Bystander([])
+    rounds = Rounds(place, "label")  # type: ignore[arg-type]  # all that it uses of a workplace
+    await rounds.play({"ours": place.turn("ours", 1), "theirs": place.turn("theirs", 2)}, 3)
+    assert (
+        place.happened == ["calibrate", "ours", "calibrate", "theirs", "calibrate", "theirs", "calibrate", "ours"] * 3
+    )
+    assert rounds.ratio("ours", "theirs") == {"median": 2.0, "low": 2.0, "high": 2.0, "iqr": 0.0, "count": 2}
+    summary = rounds.summary()
+    assert (summary["blocks"], summary["dropped"], summary["rounds"]) == (12, 0, 2)
+    assert summary["rates"]["ours"]["median"] == 12
+
+
+async def test_rounds_without_a_calm_round_say_what_to_do() -> None:
+    place = Bystander([100.0] * 4 + [100.0, 50.0, 50.0, 100.0] * 2)
+    rounds = Rounds(place, "label")  # type: ignore[arg-type]  # all that it uses of a workplace
+    await rounds.play({"ours": place.turn("ours", 1), "theirs": place.turn("theirs", 2)}, 3)
+    with pytest.raises(ValueError, match="blocks were dropped; run it on a quiet machine"):
+        rounds.ratio("ours", "theirs")
+
+
+async def test_a_contestant_is_a_process_that_answers_and_tells_its_errors(tmp_path: Path) -> None:
+    async with Contestant("calibrator", "tests.bench.contestants.calibrator", folder=tmp_path) as calibrator:
+        assert (await calibrator.ask("product", seconds=0.0))["best"] > 0
+        with pytest.raises(ContestantError, match="calibrator, asked for product: TypeError"):
+            await calibrator.ask("product", minutes=1)
+        assert (await calibrator.ask("product", seconds=0.0))["median"] > 0  # it lives on
+    async with Contestant("nobody", "tests.bench.contestants.nobody", folder=tmp_path) as nobody:
+        with pytest.raises(ContestantError, match="No module named"):
+            await nobody.ask("about")
+
+
+def test_what_a_library_prints_does_not_break_an_answer() -> None:
+    source = "from tests.bench.contestants.wire import serve; serve({'x': lambda: print('noise') or 1})"
+    done = subprocess.run(
+        [sys.executable, "-c", source], input='{"op": "x"}\n', capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout == '{"answer": 1}\n'
+    assert "noise" in done.stderr
 
 
 def test_a_slope_is_that_of_a_line() -> None:

@@ -28,13 +28,13 @@ async def run(place: Workplace) -> None:
 
 
 async def _one(place: Workplace, precision: str, runtime: str) -> None:
-    texts = (await place.corpora()).named("docstrings", place.pick(24, 80, 400))
+    texts = (await place.corpora()).named("docstrings", place.pick(24, 60, 400))
     rounds = Rounds(place, f"P1 {precision}")
     server = await place.server()
     async with server.arena() as arena, arena.session() as connection, place.ours(SHAPE, runtime) as raw:
         await arena.attach(SHAPE, place.models)
         async with arena.daemon(place.models, RUNTIME=runtime, THREADS=str(place.threads)):
-            indexed = await fill_index(connection, place.pick(200, 2_000, 10_000))
+            indexed = await fill_index(connection, place.pick(200, 1_000, 10_000))
             await raw.ask("texts", name="docstrings", texts=texts)
             await rounds.play(
                 {

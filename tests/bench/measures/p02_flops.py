@@ -29,7 +29,7 @@ def flops(lengths: Iterable[int], layers: int = LAYERS) -> float:
 
 async def run(place: Workplace) -> None:
     """Both precisions: each against the peak of its own."""
-    texts = (await place.corpora()).named("docstrings", place.pick(24, 100, 400))
+    texts = (await place.corpora()).named("docstrings", place.pick(24, 80, 400))
     for precision, runtime in place.precisions().items():
         async with AsyncExitStack() as stack:
             ours = await stack.enter_async_context(place.ours(SHAPE, runtime))

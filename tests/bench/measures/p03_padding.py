@@ -26,6 +26,7 @@ async def run(place: Workplace) -> None:
         stream = Stream(tokenizer.windows, texts, limits.batch_tokens, limits.batch_windows)
         batches = list(stream.batches())
         real, padded = sum(batch.tokens for batch in batches), sum(batch.padded_tokens for batch in batches)
+        place.say(f"  P3 {name}: {corpora.described(texts)}")
         place.say(f"  P3 {name}: {real / padded:.3f} of {padded:,} tokens in {len(batches):,} batches")
         place.report.figure(f"P3_{name}", real / padded)
         sizes = [batch.padded_tokens for batch in batches]

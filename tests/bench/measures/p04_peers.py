@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tests.bench.accuracy import accuracy
 from tests.bench.contest import ContestantError
 from tests.bench.folders import TRAINED
-from tests.bench.machine import has_bf16, second_runtime
+from tests.bench.machine import NO_BF16, has_bf16, second_runtime
 from tests.bench.peers import PeersError
 from tests.bench.rounds import Rounds
 
@@ -44,7 +44,7 @@ async def run(place: Workplace) -> None:
         contestants = await _contestants(place, stack)
         table: dict[str, Any] = {"contestants": {name: await one.ask("about") for name, one in contestants.items()}}
         place.report.tables["model_only"] = table
-        table["accuracy"] = await accuracy(await place.corpora(), contestants, place.pick(6, 24, 96))
+        table["accuracy"] = await accuracy(await place.corpora(), contestants, place.pick(6, 16, 96))
         names = place.pick(["docstrings"], ["docstrings"], list(SIZES))
         table["corpora"] = {}
         for name in names:
@@ -64,8 +64,7 @@ async def _contestants(place: Workplace, stack: AsyncExitStack) -> dict[str, Con
         wanted[f"ours_{precision}" if precision == "bf16" else "ours_second_runtime"] = place.ours(TRAINED, "openvino")
     for name, kind in PEERS.items():
         if kind == "torch-bf16" and not has_bf16():
-            place.report.left_out[name] = place.why_no_bf16()
-            place.report.leave_out(f"P4_{name}", place.why_no_bf16())
+            place.report.left_out[name] = NO_BF16
             continue
         try:
             wanted[name] = await place.peer(kind)
@@ -78,7 +77,9 @@ async def _contestants(place: Workplace, stack: AsyncExitStack) -> dict[str, Con
             await found[name].ask("about")
         except ContestantError as error:
             place.report.broken[name] = str(error)
-            found.pop(name)
+            found.pop(name, None)
+    if "ours_bf16" not in found:
+        place.report.leave_out("P4_sentence_transformers_bf16", place.why_no_bf16())
     return found
 
 
@@ -133,7 +134,7 @@ async def _tune(
 
 async def _default(place: Workplace, contestants: dict[str, Contestant]) -> dict[str, Any]:
     """How fastembed comes: batches of 256 in file order, padded to the longest. Slow, so fewer texts and by itself."""
-    texts = (await place.corpora()).named("docstrings", place.pick(12, 32, DEFAULT_BATCH // 2))
+    texts = (await place.corpora()).named("docstrings", place.pick(12, 24, DEFAULT_BATCH // 2))
     both = {"ours_fp32": contestants["ours_fp32"], DEFAULT: contestants["fastembed_tuned"]}
     for contestant in both.values():
         await contestant.ask("texts", name="default", texts=texts)

@@ -43,8 +43,9 @@ async def run(place: Workplace) -> None:
                 module = f"tests.bench.contestants.{name}"
                 reader = await stack.enter_async_context(Contestant(name, module, arguments, folder=place.folder))
             turns[name] = partial(_block, connection, reader)
-        for corpus, sizes in {"docstrings": (20, 60, 120), "500_tokens": (4, 8, 24)}.items():
+        for corpus, sizes in {"docstrings": (20, 40, 120), "500_tokens": (4, 6, 24)}.items():
             texts = corpora.named(corpus, place.pick(*sizes))
+            place.say(f"  P5 {corpus}: {corpora.described(texts)}")
             rounds = Rounds(place, f"P5 {corpus}")
             await rounds.play({name: partial(turn, texts) for name, turn in turns.items()}, place.rounds)
             ratio = rounds.ratio("ours", "seed_port")

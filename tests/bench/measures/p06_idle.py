@@ -20,7 +20,7 @@ PAUSE_SECONDS = (0.02, 0.2)
 async def run(place: Workplace) -> None:
     """Edit, wait for the vector, pause, again."""
     corpora = await place.corpora()
-    edits = place.pick(10, 80, 400)
+    edits = place.pick(10, 60, 400)
     rng = corpora.rng("idle")
     server = await place.server()
     found = []

@@ -21,7 +21,7 @@ POLL_SECONDS = 0.1
 
 async def run(place: Workplace) -> None:
     """The small backlog twice, the large one, the small one twice: the better of before and after is what counts."""
-    small, large = place.pick(500, 10_000, 10_000), place.pick(2_000, 60_000, 1_000_000)
+    small, large = place.pick(500, 4_000, 10_000), place.pick(2_000, 24_000, 1_000_000)
     server = await place.server()
     found: dict[str, Any] = {"small": small, "large": large}
     async with server.arena() as arena, arena.session() as connection, arena.session() as watching:

@@ -16,7 +16,7 @@ REPLICAS = 4
 
 async def run(place: Workplace) -> None:
     """Several blocks; the first warms up."""
-    count = place.pick(500, 10_000, 40_000)
+    count = place.pick(500, 8_000, 40_000)
     server = await place.server()
     rates = []
     async with server.arena() as arena, arena.session() as connection, AsyncExitStack() as stack:
