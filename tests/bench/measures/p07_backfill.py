@@ -27,7 +27,7 @@ async def run(place: Workplace) -> None:
     """Documents first, then attach, which starts the backfill; then edits at a steady rate."""
     corpora = await place.corpora()
     texts = corpora.named("docstrings", place.pick(300, 3_000, 100_000))
-    seconds = place.pick(4, 15, 180)
+    seconds = place.pick(4, 10, 180)
     server = await place.server()
     async with server.arena() as arena, arena.session() as connection:
         live = [corpora.of_length(TOKENS, f"live/{n}") for n in range(place.pick(20, 50, 400))]

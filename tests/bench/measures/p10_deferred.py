@@ -20,7 +20,7 @@ BACKFILL_SECONDS = 3600
 
 async def run(place: Workplace) -> None:
     """One backfill each way: the live one alone takes minutes at full size, so there are no rounds."""
-    rows = place.pick(300, 3_000, 100_000)
+    rows = place.pick(300, 2_000, 100_000)
     seconds = {deferred: await _backfill(place, rows, deferred=deferred) for deferred in (True, False)}
     place.report.figure("P10", seconds[False]["all"] / seconds[True]["all"])
     place.report.tables["deferred_index"] = {

@@ -20,7 +20,7 @@ WORDS = 60
 
 async def run(place: Workplace) -> None:
     """COPY, then single inserts, both with the trigger and without it."""
-    rows = documents(place.pick(500, 20_000, 100_000), WORDS)
+    rows = documents(place.pick(500, 10_000, 100_000), WORDS)
     rounds = Rounds(place, "P11 COPY")
     with writers_server() as server:
         async with writer(server.dsn()) as connection:

@@ -27,8 +27,8 @@ KINDS = ("titles", "docstrings", "500_tokens", "bimodal")
 
 async def run(place: Workplace) -> None:
     """Feed all shapes for a while; the peak counts from the start, the slope after the warm-up."""
-    warm = place.pick(3.0, 8.0, 120.0)
-    seconds = 60 * (place.memory_minutes or place.pick(0.05, 0.2, 6.0))
+    warm = place.pick(3.0, 6.0, 120.0)
+    seconds = 60 * (place.memory_minutes or place.pick(0.05, 0.1, 6.0))
     server = await place.server()
     points: list[tuple[float, float]] = []
     async with server.arena() as arena, arena.session() as connection:
