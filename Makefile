@@ -18,7 +18,7 @@ MAKE_VENV = "$(PYTHON)" -m venv $(VENV)
 INSTALL = $(RUN) -m pip install -qq --disable-pip-version-check
 endif
 
-.PHONY: help demo test test-system torture check clean
+.PHONY: help demo test test-system torture bench check clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -47,6 +47,9 @@ check: $(VENV)/.installed-dev ## lint, formatting, types, import layers
 
 torture: $(VENV)/.installed-dev ## nothing lost, nothing stale, whatever crashes: ten minutes of it (ARGS='--only T5 --seed 7')
 	@$(RUN) -m tests.torture --profile ci --json $(ARGS)
+
+bench: $(VENV)/.installed-dev ## how close to the limit of the machine, beside what one would pick instead (ARGS='--quick --only P4')
+	@$(RUN) -m tests.bench $(ARGS)
 
 clean: ## remove .venv, caches and build output (the demo's data in .sidecar stays)
 	@rm -rf $(VENV) build dist *.egg-info .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

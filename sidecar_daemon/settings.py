@@ -177,6 +177,14 @@ class Settings:
         return found.grouped()
 
 
+def wanted_log_format() -> LogFormat:
+    """How log lines shall look, also where another setting is wrong; ``auto`` where this one is."""
+    try:
+        return _LogEnvironment().log_format
+    except (ValidationError, OSError, UnicodeDecodeError):
+        return LogFormat.AUTO
+
+
 def child_environment(settings: Mapping[str, str]) -> dict[str, str]:
     """The environment of a daemon that we start: ours, with these settings.
 
@@ -271,12 +279,20 @@ _SECONDS = "a number of seconds > 0 and <= 86400"
 _POSTGRES = "a URL like postgresql://user@host:5432/name (special characters as %XX), or host=... dbname=... user=..."
 
 
-class _Environment(BaseSettings):
-    """Every setting, flat, as it stands in the environment behind ``SIDECAR_``: the reference."""
+class _LogEnvironment(BaseSettings):
+    """What is needed to complain about the rest."""
 
     model_config = SettingsConfigDict(
         env_prefix=_PREFIX, env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True
     )
+
+    log_format: LogFormat = LogFormat.AUTO
+
+
+class _Environment(BaseSettings):
+    """Every setting, flat, as it stands in the environment behind ``SIDECAR_``: the reference."""
+
+    model_config = _LogEnvironment.model_config
 
     database_url: _Url | None = Field(None, description=_POSTGRES)
     listen_url: _Url | None = Field(None, description=_POSTGRES)

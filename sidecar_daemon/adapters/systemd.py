@@ -27,6 +27,10 @@ class ServiceNotifier:
         """Start-up is over: units that wait for this one may start."""
         return self._send("READY=1", *_status(status))
 
+    def extend_timeout(self, seconds: float) -> bool:
+        """Whatever is under way, a start or a stop, goes on: give it this long until the next word, at least."""
+        return self._send(f"EXTEND_TIMEOUT_USEC={round(seconds * 1e6)}")
+
     def status(self, text: str) -> bool:
         """The line that ``systemctl status`` shows."""
         return self._send(*_status(text))

@@ -31,10 +31,13 @@ from sidecar_daemon.domain.pulse import Pulse
 from sidecar_daemon.patience import Patience
 from sidecar_daemon.settings import Pooler, Settings, installed_folder
 from sidecar_daemon.supervisor import Supervisor
-from sidecar_daemon.telemetry import Telemetry, build_version, configure_logging
+from sidecar_daemon.telemetry import LogFormat, Telemetry, build_version, configure_logging
+from sidecar_daemon.telemetry.remedies import remedy
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
+
+    from sidecar_daemon.domain.errors import SidecarError
 
 LAG_STEP_SECONDS = 0.25
 
@@ -55,6 +58,12 @@ def run_daemon(settings: Settings, parts: Parts | None = None) -> int:
     """
     logger = configure_logging(settings.log.format, settings.log.level, sys.stderr)
     return asyncio.run(_Daemon(settings, parts or Parts(), logger).run())
+
+
+def tell_fatal(error: SidecarError) -> None:
+    """Tell as one JSON line on stderr, at every level, why the daemon does not start or does not go on."""
+    logger = configure_logging(LogFormat.JSON, "critical", sys.stderr)
+    logger.critical("fatal", code=error.code, cause=str(error), remedy=remedy(error.code))
 
 
 class _Daemon:
@@ -203,6 +212,7 @@ class _Daemon:
                 on_connected=supervisor.look_everywhere,
                 logger=self._logger,
                 on_turn=beat.turn,
+                setting=f"SIDECAR_{'LISTEN' if self._settings.database.listen_url else 'DATABASE'}_URL",
             )
             try:
                 await listener.run(self._stop)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 NEWEST = 5
 """Dead letters of each pipeline that are shown."""
 ASK_SECONDS = 4.0
-"""The database is asked for dead letters at most this often, and only while somebody looks."""
+"""The database is asked for a pipeline's dead letters at most this often, and only while somebody looks."""
 OLD_SECONDS = 15.0
 """A list that nobody looked at for this long is worth ``PATIENT_SECONDS`` of waiting for a newer one."""
 PATIENT_SECONDS = 0.5
@@ -59,7 +60,8 @@ class Letters:
         self._ask = ask
         self._clock = clock
         self._seen: dict[PipelineName, _Letters] = {}
-        self._asked_at: float | None = None
+        self._asked: dict[PipelineName, float] = {}
+        """When each was asked for last, whatever came of it."""
         self._asking: asyncio.Task[None] | None = None
 
     async def look(self, pipelines: Sequence[PipelineName]) -> None:
@@ -70,15 +72,17 @@ class Letters:
         """
         now = self._clock()
         self._seen = {name: letters for name, letters in self._seen.items() if name in pipelines}
-        if not pipelines or (self._asking is not None and not self._asking.done()):
+        self._asked = {name: at for name, at in self._asked.items() if name in pipelines}
+        if self._asking is not None and not self._asking.done():
             return
-        missing = any(name not in self._seen for name in pipelines)
-        age = None if self._asked_at is None else now - self._asked_at
-        if age is None or missing or age >= ASK_SECONDS:
-            self._asked_at = now
-            self._asking = asyncio.create_task(self._look(list(pipelines)))
-            if age is None or missing or age >= OLD_SECONDS:
-                await asyncio.wait([self._asking], timeout=PATIENT_SECONDS)
+        ages = {name: now - self._asked.get(name, -math.inf) for name in pipelines}
+        due = [name for name, age in ages.items() if age >= ASK_SECONDS]
+        if not due:
+            return
+        self._asked |= dict.fromkeys(due, now)
+        self._asking = asyncio.create_task(self._look(due))
+        if max(ages.values()) >= OLD_SECONDS:
+            await asyncio.wait([self._asking], timeout=PATIENT_SECONDS)
 
     def of(self, pipeline: PipelineName) -> list[OverviewDeadLetter]:
         """What is known of one pipeline, newest first, older by the time that has passed since."""
@@ -106,7 +110,7 @@ class Letters:
             try:
                 self._seen[name] = _Letters(await self._ask(name, NEWEST), self._clock())
             except SidecarError:  # told by whoever works on the pipeline; what was seen before stays
-                return
+                continue
 
 
 class Overviews:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 REPORT_SECONDS = 1.0
 """Between two looks at what the daemon is doing."""
+EXTENSION_SECONDS = 60.0
+"""What a start that goes on is given until its next word, which comes after a third of it."""
 RATE_SECONDS = 10.0
 """What the documents per second of a status line are taken over."""
 _UP, _DEPTH, _DOCUMENTS = "sidecar_up", "sidecar_queue_depth", "sidecar_documents_total"
@@ -59,6 +61,7 @@ class Service:
         """Report until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._report())
+            group.create_task(self._ask_for_time())
             if self._watchdog_seconds is not None:
                 group.create_task(self._feed(self._watchdog_seconds / 3))
 
@@ -73,6 +76,13 @@ class Service:
             if self._pulse.stuck() is None:
                 self._notifier.watchdog()
             await asyncio.sleep(seconds)
+
+    async def _ask_for_time(self) -> None:
+        """While the daemon starts, and moves, no limit of the service manager ends it: many models are slow to load."""
+        while self._not_ready() == ["starting"]:
+            if self._pulse.stuck() is None:
+                self._notifier.extend_timeout(EXTENSION_SECONDS)
+            await asyncio.sleep(EXTENSION_SECONDS / 3)
 
     async def _report(self) -> None:
         """Say that start-up is over, once, and what the daemon is doing, whenever that changes."""

@@ -10,18 +10,15 @@ from typing import TYPE_CHECKING
 import typer
 
 from sidecar_daemon.cli import checks, daemon, dead_letters, model_files, pipelines, sweeping, top
-from sidecar_daemon.cli.output import complain, forgive_encodings
+from sidecar_daemon.cli.output import FAILED, USAGE, complain, exit_code, forgive_encodings
 from sidecar_daemon.domain.errors import SidecarError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 OK = 0
-FAILED = 1
-USAGE = 2
 INTERRUPTED = 128 + signal.SIGINT
 
-_USAGE_CODES = frozenset({"bad_setting", "bad_database_url", "bad_query", "usage"})
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
 """What the parser raises for bad usage; only its subclass has a public name."""
 
@@ -54,7 +51,7 @@ def run_command_line(arguments: Sequence[str]) -> int:
         sys.stdout.flush()
     except SidecarError as error:
         complain(str(error))
-        return USAGE if error.code in _USAGE_CODES else FAILED
+        return exit_code(error)
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except BrokenPipeError:

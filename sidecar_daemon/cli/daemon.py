@@ -7,8 +7,10 @@ import asyncio
 import typer
 
 from sidecar_daemon.app import operations
-from sidecar_daemon.cli.output import JsonFlag, note, print_json, say
-from sidecar_daemon.settings import Settings
+from sidecar_daemon.cli.output import JsonFlag, exit_code, note, print_json, say
+from sidecar_daemon.domain.errors import SidecarError
+from sidecar_daemon.settings import Settings, wanted_log_format
+from sidecar_daemon.telemetry import LogFormat
 
 
 def register(app: typer.Typer) -> None:
@@ -26,9 +28,15 @@ def without_command(context: typer.Context) -> None:
 
 def run() -> None:
     """Run the daemon until it is told to stop."""
-    from sidecar_daemon.app.daemon import run_daemon  # noqa: PLC0415  onnxruntime is slow to load
+    from sidecar_daemon.app.daemon import run_daemon, tell_fatal  # noqa: PLC0415  onnxruntime is slow to load
 
-    raise typer.Exit(run_daemon(Settings.read()))
+    try:
+        raise typer.Exit(run_daemon(Settings.read()))
+    except SidecarError as error:
+        if wanted_log_format() is not LogFormat.JSON:
+            raise
+        tell_fatal(error)  # who collects JSON lines gets nothing else
+        raise typer.Exit(exit_code(error)) from None
 
 
 def migrate(*, as_json: JsonFlag = False) -> None:

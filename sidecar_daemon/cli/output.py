@@ -17,9 +17,14 @@ from rich.text import Text
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from sidecar_daemon.domain.errors import SidecarError
+
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 PipelineArgument = Annotated[str, typer.Argument(metavar="PIPELINE", help="Name of the pipeline; see `status`.")]
 NO_PIPELINES = "no pipelines; attach a table: sidecar-daemon attach TABLE COLUMN..."
+FAILED = 1
+USAGE = 2
+_USAGE_CODES = frozenset({"bad_setting", "bad_database_url", "bad_query", "usage"})
 _PIPE_WIDTH = 200
 _LEAST_TEXT = 6
 """Characters that a narrow terminal leaves to a column of text, which is then folded."""
@@ -44,6 +49,11 @@ def forgive_encodings() -> None:
 def complain(message: str) -> None:
     """One line on stderr that begins with ``error:``."""
     sys.stderr.write(f"error: {' '.join(message.split())}\n")
+
+
+def exit_code(error: SidecarError) -> int:
+    """How a process ends with this error: 2 where starting it again cannot help, for it was used wrongly; else 1."""
+    return USAGE if error.code in _USAGE_CODES else FAILED
 
 
 def note(message: str) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -37,12 +38,22 @@ def sweep(
     The walk needs no daemon; Ctrl-C leaves the rest of it to the running ones.
     """
     settings = Settings.read()
-    swept = [_Sweep(settings, name).run(watch=not now) for name in ([pipeline] if pipeline else _sweepable(settings))]
-    if as_json:
+    names = [pipeline] if pipeline else _sweepable(settings)
+    swept: list[_Sweep] = []
+    try:
+        for name in names:
+            walk = _Sweep(settings, name)
+            walk.run(watch=not now)
+            swept.append(walk)
+    finally:  # what was found is enqueued, though the next pipeline refuses
         found = [{"pipeline": each.pipeline, **asdict(each.totals)} for each in swept]
-        print_json(found[0] if pipeline else found)
-    else:
-        say(*(each.line() for each in swept))
+        if not as_json:
+            say(*(each.line() for each in swept))
+        elif not pipeline:
+            print_json(found)
+        elif found:
+            print_json(found[0])
+        sys.stdout.flush()  # before the refusal
 
 
 def _sweepable(settings: Settings) -> list[str]:
@@ -64,11 +75,10 @@ class _Sweep:
         self._settings = settings
         self._told: set[str] = set()
 
-    def run(self, *, watch: bool) -> Self:
+    def run(self, *, watch: bool) -> None:
         tell = self._tell if watch else lambda *_: None
         walk = operations.sweep(self._settings, self.pipeline, tell=tell, watch=watch)
         self.totals = asyncio.run(walk)
-        return self
 
     def line(self) -> str:
         totals = self.totals

@@ -79,7 +79,7 @@ class DaemonProcess:
             event = json.loads(lines[-1])
         except ValueError:
             return lines[-1]
-        return str(event.get("error") or event.get("event")) if isinstance(event, dict) else lines[-1]
+        return str(event.get("cause") or event.get("event")) if isinstance(event, dict) else lines[-1]
 
 
 def usable_port(host: str, wanted: int) -> int:

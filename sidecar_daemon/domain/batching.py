@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from sidecar_daemon.domain.messages import Batch, Lane
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from sidecar_daemon.domain.messages import Window
 
@@ -41,27 +41,32 @@ def next_batch(pending: Sequence[Window], *, max_padded_tokens: int, max_windows
     if not pending:
         raise ValueError("next_batch needs at least one pending window")
     seed = _oldest(pending)
-    length = seed.length
-    near = sorted(((window.length, window) for window in pending), key=lambda sized: abs(sized[0] - length))
-    taken, longest, tokens = [seed], length, length
-    for size, window in near:  # the sort is stable: among equal distances the older one comes first
-        count = len(taken) + 1
-        if count > max_windows or count * longest > max_padded_tokens:
-            break
-        padded = count * max(longest, size)
-        if padded > max_padded_tokens or tokens + size < MIN_EFFICIENCY * padded:
-            continue  # one on the other side of the seed's length may still fit
-        if _may_share(seed, window):
+    mates = [(window.length, window) for window in pending if _may_share(seed, window)]
+    mates.sort(key=lambda sized: abs(sized[0] - seed.length))  # stable: among equal distances the older comes first
+    taken, longest, tokens = [seed], seed.length, seed.length
+    found = True
+    while found:  # one that was too short or too long at its turn may fit beside those that came after it
+        found, left = False, []
+        for size, window in mates:
+            count = len(taken) + 1
+            if count > max_windows or count * longest > max_padded_tokens:
+                return Batch(windows=tuple(taken))
+            padded = count * max(longest, size)
+            if padded > max_padded_tokens or tokens + size < MIN_EFFICIENCY * padded:
+                left.append((size, window))
+                continue
             taken.append(window)
             longest = max(longest, size)
             tokens += size
+            found = True
+        mates = left
     return Batch(windows=tuple(taken))
 
 
-def remaining(pending: Sequence[Window], batch: Batch) -> list[Window]:
-    """What still waits, in the same order, once ``batch`` is taken. O(n)."""
-    taken = set(batch.windows)  # windows compare by identity
-    return [window for window in pending if window not in taken]
+def remaining(pending: Sequence[Window], taken: Iterable[Window]) -> list[Window]:
+    """What still waits, in the same order, without what was taken. O(n)."""
+    gone = set(taken)  # windows compare by identity
+    return [window for window in pending if window not in gone]
 
 
 def _oldest(pending: Sequence[Window]) -> Window:

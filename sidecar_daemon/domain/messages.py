@@ -176,6 +176,11 @@ class Settlement:
     chunks: tuple[Chunk, ...]
     leases: tuple[Lease, ...]
 
+    @property
+    def lane(self) -> Lane:
+        """Of its oldest message, which freshness is counted from: an edit beside an old backfill is not late."""
+        return max(self.leases, key=lambda lease: lease.age_seconds).lane
+
 
 @dataclass(frozen=True, slots=True)
 class Settled:

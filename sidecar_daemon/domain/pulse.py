@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 STILL_SECONDS = 180.0
 """Longer than a call of the database lasts at most, its timeouts and retries added up: no call is taken for a hang."""
+GLANCE = 0.1
+"""A gap between two looks counts for this share of it at most. Whoever looks stands still with the loops: a longer gap
+is a process that was frozen, with its container or with its machine, and says nothing about any of them."""
 
 
 def _never() -> bool:
@@ -52,6 +55,10 @@ class Beat:
         with self.waiting(lambda: self._clock() < wakes):
             yield
 
+    def forgive(self, seconds: float) -> None:
+        """Leave out a time in which nothing could move."""
+        self._moved = min(self._clock(), self._moved + seconds)
+
     def still(self) -> float:
         """Seconds without a turn, those with an excuse left out as far as somebody looked meanwhile."""
         if self._always() or self._excuse():
@@ -72,6 +79,7 @@ class Pulse:
         self._clock = clock
         self._still_seconds = still_seconds
         self._beats: list[Beat] = []
+        self._looked = clock()
 
     @contextmanager
     def watch(self, *names: str, excused: Callable[[], bool] = _never) -> Iterator[list[Beat]]:
@@ -91,7 +99,13 @@ class Pulse:
     def stuck(self) -> str | None:
         """The loop that has stood still for too long, in one line; None while all move.
 
-        To be asked every few seconds: an excuse counts from the last look on.
+        To be asked every few seconds: an excuse counts from the last look on, and a time in which nobody looked for
+        next to nothing.
         """
+        unseen = self._clock() - self._looked - GLANCE * self._still_seconds
+        self._looked = self._clock()
+        if unseen > 0:
+            for beat in self._beats:
+                beat.forgive(unseen)
         still, name = max(((beat.still(), beat.name) for beat in self._beats), default=(0.0, ""))
         return f"{name} has not moved for {still:.0f} s" if still > self._still_seconds else None

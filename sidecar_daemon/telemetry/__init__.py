@@ -49,8 +49,8 @@ class BatchSettled:
     pipeline: PipelineName
     documents: int
     outcomes: Mapping[Outcome, int]
-    freshness: Sequence[float]
-    """Seconds from the writer's enqueueing to the committed vector, one for each document that has one."""
+    freshness: Sequence[tuple[Lane, float]]
+    """Seconds from the enqueueing to the committed vector, one for each document that has one, by its lane."""
     settle_seconds: float
     pending: int
     """Documents of this pipeline that the worker still holds."""
@@ -146,8 +146,8 @@ class Telemetry:
         self._metrics.settle.labels(event.pipeline).observe(event.settle_seconds)
         for outcome, count in event.outcomes.items():
             self.documents(event.pipeline, outcome, count)
-        for seconds in event.freshness:
-            self.freshness(event.pipeline, seconds)
+        for lane, seconds in event.freshness:
+            self.freshness(event.pipeline, lane, seconds)
         for attempts in event.attempts:
             self._metrics.attempts.labels(event.pipeline).observe(attempts)
         counts = {outcome.value: count for outcome, count in event.outcomes.items() if count}
@@ -157,7 +157,7 @@ class Telemetry:
             documents=event.documents,
             **{Outcome.EMBEDDED.value: 0, **counts},
             settle_ms=_ms(event.settle_seconds),
-            freshness_max_ms=_ms(max(event.freshness)) if event.freshness else None,
+            freshness_max_ms=_ms(max(seconds for _, seconds in event.freshness)) if event.freshness else None,
             pending=event.pending,
         )
 
@@ -166,9 +166,9 @@ class Telemetry:
         self._metrics.documents.labels(pipeline, outcome.value).inc(count)
         self.recent.documents(pipeline, outcome, count)
 
-    def freshness(self, pipeline: PipelineName, seconds: float) -> None:
-        """How long one document waited, from the writer's enqueueing to its committed vector."""
-        self._metrics.freshness.labels(pipeline).observe(seconds)
+    def freshness(self, pipeline: PipelineName, lane: Lane, seconds: float) -> None:
+        """How long one document waited, from its enqueueing, by a writer or by the sweep, to its committed vector."""
+        self._metrics.freshness.labels(pipeline, lane.value).observe(seconds)
         self.recent.freshness(pipeline, seconds)
 
     def deferred(

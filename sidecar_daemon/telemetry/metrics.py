@@ -98,7 +98,7 @@ class Metrics:
         self.inference = histogram("inference_seconds", "One run of the model.", _SECONDS, "pipeline", "lane")
         self.settle = histogram("settle_seconds", "One settle transaction.", _SECONDS, "pipeline")
         self.freshness = histogram(
-            "freshness_seconds", "Writer's enqueueing to committed vector.", _FRESHNESS, "pipeline"
+            "freshness_seconds", "Enqueueing to committed vector.", _FRESHNESS, "pipeline", "lane"
         )
         self.up = gauge("up", "1 while this daemon works on the pipeline.", "pipeline")
         self.model = gauge("model_info", "The model that is loaded for a pipeline.", "pipeline", "model_id")

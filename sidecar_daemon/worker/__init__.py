@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from sidecar_daemon.domain.errors import Refused
 from sidecar_daemon.domain.messages import Lane
 from sidecar_daemon.domain.outcomes import Outcome
+from sidecar_daemon.domain.pacing import RunBudget
 from sidecar_daemon.patience import Patience
 from sidecar_daemon.worker.backlog import Backlog
 from sidecar_daemon.worker.embedding import EmbeddingLoop
@@ -48,6 +49,7 @@ class Worker:
         pulse: Pulse,
     ) -> None:
         """Wire the stages. ``executor`` runs the model; ``clock`` is monotonic, in seconds."""
+        budget = RunBudget(most=limits.batch_tokens)
         self._state = WorkerState(
             pipeline=pipeline,
             model_id=model_id,
@@ -59,11 +61,8 @@ class Worker:
             patience=Patience(pipeline.name, telemetry, uniform=uniform, clock=clock),
             pulse=pulse,
             uniform=uniform,
-            backlog=Backlog(
-                lane_tokens=limits.backlog_tokens,
-                max_padded_tokens=limits.batch_tokens,
-                max_windows=limits.batch_windows,
-            ),
+            budget=budget,
+            backlog=Backlog(lane_tokens=limits.backlog_tokens, budget=budget, max_windows=limits.batch_windows),
             settlements=asyncio.Queue(maxsize=2 * limits.batch_windows * limits.threads),
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from sidecar_daemon.domain.batching import next_batch, remaining
@@ -11,17 +12,20 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sidecar_daemon.domain.messages import Batch, Document, Lane, Window
+    from sidecar_daemon.domain.pacing import RunBudget
 
 
 class Backlog:
     """Windows that wait, oldest first. No timer: an idle thread takes what is there."""
 
-    def __init__(self, *, lane_tokens: int, max_padded_tokens: int, max_windows: int) -> None:
+    def __init__(self, *, lane_tokens: int, budget: RunBudget, max_windows: int) -> None:
         """Bound each lane to about ``lane_tokens`` real tokens, and every batch to the other two."""
         self._lane_tokens = lane_tokens
-        self._max_padded_tokens = max_padded_tokens
+        self._budget = budget
         self._max_windows = max_windows
         self._pending: list[Window] = []
+        self._tokens: Counter[Lane] = Counter()
+        """Real tokens that wait, by lane: what holds leasing back."""
         self._changed = asyncio.Condition()
         self._closed = False
 
@@ -31,11 +35,15 @@ class Backlog:
 
     def has_room(self, lane: Lane) -> bool:
         """Whether a lane is less than half full."""
-        return self._tokens(lane) < self._lane_tokens / 2
+        return self._tokens[lane] < self._lane_tokens / 2
+
+    def room_tokens(self, lane: Lane) -> int:
+        """Tokens that a lane still takes."""
+        return max(0, self._lane_tokens - self._tokens[lane])
 
     def full(self, lane: Lane) -> bool:
         """Whether a lane takes no document now."""
-        return self._tokens(lane) >= self._lane_tokens
+        return self._tokens[lane] >= self._lane_tokens
 
     async def room(self, lane: Lane) -> bool:
         """Wait until a lane is less than half full, so that a lease refills it while the model runs.
@@ -54,6 +62,7 @@ class Backlog:
             await self._changed.wait_for(lambda: self._closed or not self.full(lane))
             if not self._closed:
                 self._pending.extend(windows)
+                self._tokens[lane] += sum(window.length for window in windows)
                 self._changed.notify_all()
             return not self._closed
 
@@ -63,10 +72,7 @@ class Backlog:
             await self._changed.wait_for(lambda: self._closed or self._pending)
             if not self._pending:
                 return None
-            batch = next_batch(self._pending, max_padded_tokens=self._max_padded_tokens, max_windows=self._max_windows)
-            self._pending = remaining(self._pending, batch)
-            self._changed.notify_all()
-            return batch
+            return self._taken_from(self._pending)
 
     async def take_rest(self, document: Document) -> Batch | None:
         """Take a batch of one document's windows, without waiting; None when none is left."""
@@ -74,25 +80,29 @@ class Backlog:
             rest = [window for window in self._pending if window.document is document]
             if not rest:
                 return None
-            batch = next_batch(rest, max_padded_tokens=self._max_padded_tokens, max_windows=self._max_windows)
-            self._pending = remaining(self._pending, batch)
-            self._changed.notify_all()
-            return batch
+            return self._taken_from(rest)
 
     async def remove(self, document: Document) -> None:
         """Take a document's windows out: it failed, or its leases are lost."""
         async with self._changed:
-            self._pending = [window for window in self._pending if window.document is not document]
-            self._changed.notify_all()
+            self._drop([window for window in self._pending if window.document is document])
 
     async def close(self) -> list[Document]:
         """Take nothing more in or out. Returns the documents that still waited, once each."""
         async with self._changed:
             self._closed = True
             waiting = list({id(window.document): window.document for window in self._pending}.values())
-            self._pending.clear()
-            self._changed.notify_all()
+            self._drop(list(self._pending))
             return waiting
 
-    def _tokens(self, lane: Lane) -> int:
-        return sum(window.length for window in self._pending if window.document.lane is lane)
+    def _taken_from(self, pending: Sequence[Window]) -> Batch:
+        batch = next_batch(pending, max_padded_tokens=self._budget.tokens, max_windows=self._max_windows)
+        self._drop(batch.windows)
+        return batch
+
+    def _drop(self, windows: Sequence[Window]) -> None:
+        """Windows that wait no longer. Whoever waits for room looks again."""
+        self._pending = remaining(self._pending, windows)
+        for window in windows:
+            self._tokens[window.document.lane] -= window.length
+        self._changed.notify_all()

@@ -12,8 +12,11 @@ from sidecar_daemon.domain.messages import Batch
 from sidecar_daemon.worker.failing import fail
 
 if TYPE_CHECKING:
-    from sidecar_daemon.domain.messages import Document, Vectors
+    from collections.abc import Sequence
+
+    from sidecar_daemon.domain.messages import Document, TokenIds, Vectors
     from sidecar_daemon.domain.pulse import Beat
+    from sidecar_daemon.ports import Embedder
     from sidecar_daemon.worker.state import Job, WorkerState
 
 
@@ -79,11 +82,11 @@ class EmbeddingLoop:
     async def _infer(self, batch: Batch) -> Vectors:
         """Run the model on an inference thread. Shape ``(windows, dimensions)``, float32."""
         state = self._state
-        started = time.monotonic()
         ids = [window.tokens.ids for window in batch.windows]
-        run = asyncio.get_running_loop().run_in_executor(state.executor, state.embedder.embed, ids)
+        run = asyncio.get_running_loop().run_in_executor(state.executor, _timed, state.embedder, ids)
         with self._beat.waiting(lambda: not run.done()):
-            vectors = await run
+            vectors, seconds = await run
+        state.budget.learn(batch.padded_tokens, seconds)
         state.telemetry.batch_embedded(
             state.pipeline.name,
             batch.windows[0].document.lane,
@@ -91,7 +94,7 @@ class EmbeddingLoop:
             windows=len(batch.windows),
             tokens=batch.tokens,
             padded_tokens=batch.padded_tokens,
-            seconds=time.monotonic() - started,
+            seconds=seconds,
         )
         return vectors
 
@@ -105,3 +108,9 @@ class EmbeddingLoop:
             if job.complete:
                 with self._beat.waiting(self._state.settlements.full):
                     await self._state.settlements.put(job)
+
+
+def _timed(embedder: Embedder, ids: Sequence[TokenIds]) -> tuple[Vectors, float]:
+    """Vectors, and the seconds of the run alone: threads are shared by all pipelines, and one may wait for its turn."""
+    started = time.monotonic()
+    return embedder.embed(ids), time.monotonic() - started

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, assert_never
 from sidecar_daemon.domain.errors import Poison, Refused, Transient
 from sidecar_daemon.domain.messages import Document, Lane, LongDocuments, Settlement, Window
 from sidecar_daemon.domain.outcomes import Outcome, Verdict
+from sidecar_daemon.domain.pacing import LeaseHorizon
 from sidecar_daemon.worker.failing import bury, fail
 from sidecar_daemon.worker.state import Job
 
@@ -34,6 +35,9 @@ class Leaser:
         self._state = state
         self._lane = lane
         self._beat = beat
+        self._horizon = LeaseHorizon(most=state.limits.lease_messages)
+        self._tokens = 0
+        """That the lease under way brought for the model."""
 
     async def run(self) -> None:
         """Lease until the worker stops. Raises ``Refused`` when the pipeline may not be worked on."""
@@ -41,8 +45,9 @@ class Leaser:
         pause = limits.poll_min
         while await self._room() and await self._world_answers():
             state.wakes[self._lane].clear()
-            found = await self._lease_once()
-            if found == limits.lease_messages:
+            wanted = self._horizon.messages(state.backlog.room_tokens(self._lane))
+            found = await self._lease_once(wanted)
+            if found == wanted:
                 continue
             pause = limits.poll_min if found else min(pause * 2, limits.poll_max)
             seconds = pause * state.uniform(0.75, 1.25)  # jitter, so that replicas do not poll in step
@@ -70,12 +75,12 @@ class Leaser:
             closed.cancel()
         return not self._state.stopping.is_set()
 
-    async def _lease(self) -> list[Lease]:
-        """Lease messages; none when the worker stops while the database is away."""
+    async def _lease(self, messages: int) -> list[Lease]:
+        """Lease at most so many messages; none when the worker stops while the database is away."""
         state, limits = self._state, self._state.limits
         try:
             return await state.patience(
-                lambda: state.queue.lease(self._lane, seconds=limits.lease_seconds, limit=limits.lease_messages),
+                lambda: state.queue.lease(self._lane, seconds=limits.lease_seconds, limit=messages),
                 until=state.stopping,
             )
         except Refused:
@@ -83,15 +88,16 @@ class Leaser:
         except Transient:
             return []
 
-    async def _lease_once(self) -> int:
+    async def _lease_once(self, messages: int) -> int:
         """Lease, read and hand on. Returns the number of messages leased."""
         state = self._state
         started = time.monotonic()
-        leases = await self._lease()
+        leases = await self._lease(messages)
         leased = time.monotonic() - started
         state.in_flight.leases.update(leases)
         if not leases:
             return 0
+        self._tokens = 0
         by_key = await self._bury_hopeless(leases)
         keys = list(by_key)
         for first in range(0, len(keys), READ_AT_ONCE):
@@ -101,6 +107,7 @@ class Leaser:
             part = keys[first : first + READ_AT_ONCE]
             readings = await self._read(part, by_key)
             await self._sort_out(self._coalesce(readings, by_key), by_key)
+        self._horizon.learn(len(leases), self._tokens)
         state.telemetry.leased(state.pipeline.name, self._lane, len(leases), len(by_key), leased)
         return len(leases)
 
@@ -215,6 +222,7 @@ class Leaser:
             )
             state.telemetry.tokenized(state.pipeline.name, seconds, windows=len(parts), kept=len(windows))
             job = Job(document=document, windows=windows, leases=list(document.leases))
+            self._tokens += sum(window.length for window in windows)
             state.in_flight.open(job)
             with self._beat.waiting(lambda: state.backlog.full(self._lane)):
                 taken = await state.backlog.put(windows)

@@ -145,8 +145,8 @@ class Settler:
         for settlement in settlements:
             self._state.done(settlement.leases)
         fresh = [
-            result.freshness_seconds
-            for result in results
+            (settlement.lane, result.freshness_seconds)
+            for settlement, result in zip(settlements, results, strict=True)
             if result.outcome is Outcome.EMBEDDED and result.freshness_seconds is not None
         ]
         self._state.telemetry.batch_settled(

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         Window,
     )
     from sidecar_daemon.domain.outcomes import Outcome
+    from sidecar_daemon.domain.pacing import RunBudget
     from sidecar_daemon.domain.pulse import Pulse
     from sidecar_daemon.patience import Patience
     from sidecar_daemon.ports import Embedder, Queue
@@ -41,7 +42,7 @@ class WorkerLimits:
 
     threads: int
     batch_tokens: int
-    """Padded tokens of one run at most."""
+    """Padded tokens of one run at most; what a run gets is fitted to a duration below that."""
     batch_windows: int
     lease_seconds: float
     lease_messages: int
@@ -180,6 +181,7 @@ class WorkerState:
     patience: Patience
     pulse: Pulse
     uniform: Callable[[float, float], float]
+    budget: RunBudget
     backlog: Backlog
     settlements: asyncio.Queue[Job | Settlement | None]
     """Hand-off to stage 3: embedded documents, blank ones, and None after the last. Bounded."""

@@ -363,3 +363,17 @@ async def test_a_reader_that_stops_reading_is_no_error(notes: str) -> None:
     )
     _, err = await process.communicate()
     assert err == b""
+
+
+async def test_sweep_tells_what_it_found_before_a_pipeline_refuses(notes: str) -> None:
+    admin(notes, "CREATE TABLE letters (id int PRIMARY KEY, body text)")
+    assert (await sidecar("attach", "letters", "body", "--model", "tiny", database_url=notes)).code == 0
+    admin(notes, "DROP TABLE notes_embeddings")
+    told = await sidecar("sweep", database_url=notes)
+    assert (told.code, told.out.splitlines()[0][:16]) == (1, "letters: 0 rows ")
+    assert told.err.startswith("error: ")
+    parsed = await sidecar("sweep", "--json", database_url=notes)
+    assert (parsed.code, parsed.err) == (1, told.err)
+    assert [(each["pipeline"], each["finished"]) for each in json.loads(parsed.out)] == [("letters", True)]
+    alone = await sidecar("sweep", "notes", "--json", database_url=notes)
+    assert (alone.code, alone.out, alone.err) == (1, "", told.err)

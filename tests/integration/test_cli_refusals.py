@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from sidecar_daemon.adapters.postgres.embedded import EmbeddedServer
 
 PASSWORD = "s3cret-canary"  # noqa: S105  a canary: it must never be seen
+MISUNDERSTOOD = f"postgresql://me:{PASSWORD}@127.0.0.1/x?sslmode=no"
 
 
 def refused(finished: Finished, code: int, *words: str) -> None:
@@ -234,3 +236,30 @@ async def test_unknown_dead_letters_are_not_passed_over(database_url: str) -> No
     for command in ("show", "replay", "purge"):
         finished = await sidecar("dead-letters", command, "notes", "77", database_url=database_url)
         refused(finished, 1, "pipeline notes has no dead letter 77")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "code", "cause"),
+    [
+        (("run",), {"THREADS": "many"}, "bad_setting", "SIDECAR_THREADS is 'many': must be "),
+        ((), {"LOG_LEVEL": "critical"}, "bad_setting", "SIDECAR_DATABASE_URL is not set: must be "),
+        (("run",), {"DATABASE_URL": MISUNDERSTOOD, "HTTP_PORT": "0"}, "bad_database_url", "SIDECAR_DATABASE_URL is "),
+    ],
+)
+async def test_a_daemon_whose_log_is_json_ends_with_a_json_line(
+    arguments: tuple[str, ...], settings: dict[str, str], code: str, cause: str, tmp_path: Path
+) -> None:
+    (tmp_path / ".env").write_text("SIDECAR_LOG_FORMAT=json\n")
+    finished = await sidecar(*arguments, cwd=tmp_path, **settings)
+    assert (finished.code, finished.out) == (2, "")
+    last = json.loads(finished.err.splitlines()[-1])
+    assert (last["event"], last["level"], last["code"]) == ("fatal", "critical", code)
+    assert last["cause"].startswith(cause)
+    assert last["remedy"].startswith("correct the ")
+    assert [json.loads(line)["event"] for line in finished.err.splitlines()].count("fatal") == 1
+    assert PASSWORD not in finished.err
+
+
+async def test_a_bad_log_format_and_a_command_for_people_are_told_in_words(tmp_path: Path) -> None:
+    refused(await sidecar("run", cwd=tmp_path, LOG_FORMAT="jsn"), 2, "SIDECAR_LOG_FORMAT is 'jsn'", "json")
+    refused(await sidecar("status", cwd=tmp_path, LOG_FORMAT="json"), 2, "SIDECAR_DATABASE_URL is not set")

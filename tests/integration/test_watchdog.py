@@ -133,6 +133,7 @@ async def test_a_slow_model_does_not_stop_the_signs_of_life(
             await daemon.wait_for(lambda: manager.has("LOAD=1"), what="the model's load")
             await pets_again(manager, daemon, pets)
             assert not manager.has("READY=1")
+            assert manager.has("EXTEND_TIMEOUT_USEC=60000000")
             go.touch()
             await daemon.wait_for(daemon.is_ready, what="readiness")
             await eventually(lambda: connection.fetchval("SELECT count(*) = 1 FROM docs_embeddings"))
@@ -177,6 +178,8 @@ async def test_a_listener_that_cannot_listen_ends_the_daemon(
     await daemon.start(ready=False)
     try:
         assert await daemon.wait(60) == 2, "a usage error, which systemd does not start again"
-        assert daemon.log[-1].startswith("error: the database URL ")
+        last = daemon.events[-1]
+        assert last["event"] == "fatal"
+        assert last["cause"].startswith("SIDECAR_LISTEN_URL is not a URL ")
     finally:
         await daemon.stop()

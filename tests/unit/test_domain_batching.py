@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sidecar_daemon.domain.batching import MIN_EFFICIENCY, next_batch, remaining
@@ -42,7 +42,7 @@ def drain(pending: list[Window], *, max_padded_tokens: int, max_windows: int) ->
     while pending:
         batch = next_batch(pending, max_padded_tokens=max_padded_tokens, max_windows=max_windows)
         steps.append((pending, batch))
-        left = remaining(pending, batch)
+        left = remaining(pending, batch.windows)
         assert len(left) < len(pending), "a batch that takes nothing would loop for ever"
         pending = left
     return steps
@@ -93,17 +93,18 @@ def test_every_batch_keeps_every_rule_until_each_window_went_once(
 def test_what_remains_keeps_its_order_and_the_input_is_left_alone(pending: list[Window], budget: int) -> None:
     before = list(pending)
     for waiting, batch in drain(pending, max_padded_tokens=budget, max_windows=COUNT):
-        assert remaining(waiting, batch) == [window for window in waiting if window not in batch.windows]
+        assert remaining(waiting, batch.windows) == [window for window in waiting if window not in batch.windows]
     assert pending == before
 
 
+@example(lengths=[236, 216, 255, 256])  # 216 is too short beside the first two, and not beside the third
 @given(lengths=st.lists(st.integers(1, 512), min_size=1, max_size=80))
 def test_no_window_left_behind_would_have_fitted(lengths: list[int]) -> None:
     """A batch is as full as its rules allow: whatever nearer than its farthest mate was left out breaks a rule."""
     pending = [window for n, length in enumerate(lengths) for window in windows_of(n, length)]
     batch = next_batch(pending, max_padded_tokens=BUDGET, max_windows=COUNT)
     longest = max(window.length for window in batch.windows)
-    for window in remaining(pending, batch):
+    for window in remaining(pending, batch.windows):
         count = len(batch.windows) + 1
         padded = count * max(longest, window.length)
         full = count > COUNT or padded > BUDGET
@@ -195,7 +196,7 @@ def test_a_stream_over_a_window_of_256_documents_pads_little_and_starves_nobody(
         batch = next_batch(pending, max_padded_tokens=BUDGET, max_windows=COUNT)
         for window in batch.windows:
             assert len(runs) - seen_at[window] <= ahead[window]
-        pending = remaining(pending, batch)
+        pending = remaining(pending, batch.windows)
         runs.append(batch)
 
     assert sum(len(batch.windows) for batch in runs) == 2000

@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 SPEAKERS = ("telemetry/__init__.py", "telemetry/logs.py", "app/daemon.py", "adapters/postgres/listener.py")
-METHODS = {"event", "info", "warning", "error", "debug"}
+METHODS = {"event", "info", "warning", "error", "critical", "debug"}
 
 
 def events_of(text: str) -> set[str]:

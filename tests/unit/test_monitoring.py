@@ -96,6 +96,13 @@ def test_an_alert_is_tested_to_fire_and_to_stay_quiet(alert: Rule) -> None:
     assert any(not case["exp_alerts"] for case in cases)
 
 
+def test_a_stalled_sweep_is_excused_from_the_very_depth_on_at_which_it_pauses() -> None:
+    (alert,) = [rule for rule in ALERTS if rule.name == "SidecarSweepStalled"]
+    pauses = re.search(r"p_depth integer DEFAULT (\d+)", (DEPLOY.parent / "sql/functions/sweep.sql").read_text())
+    assert pauses is not None
+    assert f"sidecar_queue_depth:max) >= {pauses[1]}\n" in alert.expr
+
+
 def panels() -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = dashboard()["panels"]
     return found

@@ -51,6 +51,8 @@ class Post:
 
     answer: list[NewestDeadLetter] = field(default_factory=lambda: [NewestDeadLetter("7", "too_large", 10.0, 1)])
     error: Exception | None = None
+    sealed: set[str] = field(default_factory=set)
+    """Pipelines whose dead letters cannot be read."""
     asked: list[tuple[str, int]] = field(default_factory=list)
     open: asyncio.Event = field(default_factory=asyncio.Event)
     seconds: float = 100.0
@@ -63,8 +65,8 @@ class Post:
     async def ask(self, pipeline: str, limit: int) -> list[NewestDeadLetter]:
         self.asked.append((pipeline, limit))
         await self.open.wait()
-        if self.error is not None:
-            raise self.error
+        if self.error is not None or pipeline in self.sealed:
+            raise self.error or AWAY
         return self.answer
 
     async def look(self, *names: PipelineName) -> None:
@@ -125,6 +127,31 @@ async def test_with_the_database_away_the_old_list_stays_and_ages(post: Post) ->
         assert post.letters._asking.exception() is None, "an outage is no bug"
     assert len(post.asked) == 4
     assert [letter.age_seconds for letter in post.letters.of(DOCS)] == [10 + 3 * ASK_SECONDS]
+
+
+async def test_letters_that_cannot_be_read_hide_nobody_elses(post: Post) -> None:
+    post.sealed = {"docs"}
+    await post.look(DOCS, TITLES)
+    assert post.letters.of(DOCS) == []
+    assert [letter.key for letter in post.letters.of(TITLES)] == ["7"]
+
+
+async def test_letters_that_cannot_be_read_are_asked_for_no_more_often(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    post.sealed = {"docs"}
+    await post.look(DOCS, TITLES)
+    monkeypatch.setattr(module, "PATIENT_SECONDS", 3600)
+    post.open.clear()
+    for _ in range(64):
+        await asyncio.wait_for(post.look(DOCS, TITLES), 20)
+        post.seconds += ASK_SECONDS / 64
+    assert post.asked == [("docs", NEWEST), ("titles", NEWEST)]
+    await asyncio.wait_for(post.look(DOCS, TITLES), 20)
+    assert post.asked == [("docs", NEWEST), ("titles", NEWEST), ("docs", NEWEST)], "again, and not waited for"
+    post.sealed.clear()
+    post.open.set()
+    await eventually(lambda: post.letters.of(DOCS) != [])
 
 
 @pytest.mark.parametrize("seen_before", [False, True])

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sidecar_daemon.domain.errors import Transient
 from sidecar_daemon.domain.messages import Lane
-from sidecar_daemon.domain.pulse import Pulse
+from sidecar_daemon.domain.pulse import GLANCE, Pulse
 from tests.rig import running
 from tests.unit.test_supervisor import Office, at_work
 from tests.unit.test_sweeper import build, sweeping
@@ -46,6 +48,12 @@ class Clock:
     def advance(self, seconds: float) -> None:
         self.now += seconds
 
+    def pass_under(self, pulse: Pulse, seconds: float) -> None:
+        """Move on as in a process that runs, where somebody looks again and again."""
+        for _ in range(round(seconds)):
+            self.now += 1
+            pulse.stuck()
+
 
 @dataclass
 class Judged:
@@ -68,13 +76,13 @@ class Judged:
     async def alive_later(self, seconds: float = LONG) -> None:
         """Let a long time pass: whoever was just moving moves on, everybody else is excused."""
         assert self.pulse.stuck() is None
-        self.clock.advance(seconds)
+        self.clock.pass_under(self.pulse, seconds)
         await eventually(lambda: self.pulse.stuck() is None, timeout=5, what=f"an excuse: {self.pulse.stuck()}")
 
     async def named_later(self, loop: str) -> None:
         """Let a long time pass: this loop has no excuse."""
         assert self.pulse.stuck() is None
-        self.clock.advance(LONG)
+        self.clock.pass_under(self.pulse, LONG)
         await eventually(lambda: self.pulse.stuck() == f"docs: {loop} has not moved for {LONG:.0f} s", timeout=10)
 
 
@@ -88,14 +96,14 @@ def test_a_loop_without_a_turn_is_named() -> None:
     pulse = Pulse(clock, STILL)
     assert pulse.stuck() is None
     with pulse.watch("one", "two") as (one, two):
-        clock.advance(STILL)
+        clock.pass_under(pulse, STILL)
         assert pulse.stuck() is None
         one.turn()
-        clock.advance(1)
+        clock.pass_under(pulse, 1)
         assert pulse.stuck() == "two has not moved for 11 s"
         two.turn()
         assert pulse.stuck() is None
-        clock.advance(LONG)
+        clock.pass_under(pulse, LONG)
     assert pulse.stuck() is None
 
 
@@ -104,16 +112,16 @@ def test_a_wait_is_an_excuse_while_what_it_waits_for_has_not_come() -> None:
     pulse = Pulse(clock, STILL)
     with pulse.watch("loop") as (loop,):
         with loop.waiting(lambda: empty[0]):
-            clock.advance(LONG)
+            clock.pass_under(pulse, LONG)
             assert pulse.stuck() is None
             empty[0] = False
-            clock.advance(STILL)
+            clock.pass_under(pulse, STILL)
             assert pulse.stuck() is None
-            clock.advance(1)
+            clock.pass_under(pulse, 1)
             assert pulse.stuck() == "loop has not moved for 11 s"
         assert pulse.stuck() is None
         empty[0] = True
-        clock.advance(STILL + 1)
+        clock.pass_under(pulse, STILL + 1)
         assert pulse.stuck() == "loop has not moved for 11 s"
 
 
@@ -121,9 +129,9 @@ def test_a_sleep_is_an_excuse_until_its_end() -> None:
     clock = Clock()
     pulse = Pulse(clock, STILL)
     with pulse.watch("loop") as (loop,), loop.asleep(LONG):
-        clock.advance(LONG - 1)
+        clock.pass_under(pulse, LONG - 1)
         assert pulse.stuck() is None
-        clock.advance(STILL + 1)
+        clock.pass_under(pulse, STILL + 1)
         assert pulse.stuck() == "loop has not moved for 11 s"
 
 
@@ -131,11 +139,46 @@ def test_an_excuse_for_all_of_a_group_ends_with_its_cause() -> None:
     clock, away = Clock(), [True]
     pulse = Pulse(clock, STILL)
     with pulse.watch("loop", excused=lambda: away[0]):
-        clock.advance(LONG)
+        clock.pass_under(pulse, LONG)
         assert pulse.stuck() is None
         away[0] = False
-        clock.advance(STILL + 1)
+        clock.pass_under(pulse, STILL + 1)
         assert pulse.stuck() == "loop has not moved for 11 s"
+
+
+def test_a_process_that_was_frozen_is_not_stuck_when_it_wakes() -> None:
+    """Nobody looked meanwhile, for whoever looks was frozen with the loops."""
+    clock = Clock()
+    pulse = Pulse(clock, STILL)
+    with pulse.watch("loop", "sleeper") as (loop, sleeper), sleeper.asleep(LONG):
+        clock.pass_under(pulse, STILL - 2)
+        clock.advance(1000 * LONG)
+        assert pulse.stuck() is None
+        loop.turn()
+        clock.pass_under(pulse, STILL - 1)
+        assert pulse.stuck() is None
+        clock.pass_under(pulse, 2)
+        assert pulse.stuck() == "sleeper has not moved for 12 s"
+
+
+@given(gaps=st.lists(st.floats(0, 1e6), max_size=60), turns=st.sets(st.integers(0, 59)))
+def test_only_time_under_somebodys_eyes_counts_and_a_stuck_loop_is_found_however_rare_the_looks(
+    gaps: list[float], turns: set[int]
+) -> None:
+    clock = Clock()
+    pulse = Pulse(clock, STILL)
+    with pulse.watch("loop") as (loop,):
+        counted = 0.0
+        for number, gap in enumerate(gaps):
+            clock.advance(gap)
+            counted += min(gap, GLANCE * STILL)
+            if abs(counted - STILL) > 1e-3:  # the clock's own rounding
+                assert (pulse.stuck() is not None) == (counted > STILL)
+            else:
+                pulse.stuck()
+            if number in turns:
+                loop.turn()
+                counted = 0.0
 
 
 async def test_an_idle_worker_is_alive(judged: Judged) -> None:
@@ -249,7 +292,7 @@ async def test_a_supervisor_that_waits_for_the_database_is_no_hang(bench: Bench)
     office = Office(bench, pulse=Pulse(clock, STILL), refuse=Transient("connection_failed", "planted"))
     async with at_work(office):
         await eventually(lambda: office.supervisor._patience.away, what="the outage to be noticed")
-        clock.advance(LONG)
+        clock.pass_under(office.pulse, LONG)
         assert office.pulse.stuck() is None
         office.refuse = None
         await office.started()
@@ -267,7 +310,7 @@ async def test_a_supervisor_that_hangs_is_named(bench: Bench) -> None:
     office.supervisor._hire = hire
     async with at_work(office):
         await asyncio.wait_for(entered.wait(), 30)
-        clock.advance(LONG)
+        clock.pass_under(office.pulse, LONG)
         assert office.pulse.stuck() == f"supervising has not moved for {LONG:.0f} s"
         gate.set()
         await office.started()

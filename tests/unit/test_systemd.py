@@ -36,6 +36,7 @@ def test_every_notification_is_one_datagram(service_manager: tuple[socket.socket
         (lambda: notifier.status("first\nREADY=1 "), b"STATUS=first READY=1"),
         (lambda: notifier.status("\ud800"), b"STATUS=?"),
         (notifier.watchdog, b"WATCHDOG=1"),
+        (lambda: notifier.extend_timeout(1.5), b"EXTEND_TIMEOUT_USEC=1500000"),
         (lambda: notifier.stopping("draining"), b"STOPPING=1\nSTATUS=draining"),
     ]
     for send, expected in steps:

@@ -74,7 +74,8 @@ def observation(**keys: Any) -> PipelineObservation:
 def test_a_settled_batch_is_one_line_and_its_metrics() -> None:
     seen = Seen()
     outcomes = {Outcome.EMBEDDED: 5, Outcome.SUPERSEDED: 1, Outcome.GONE: 0}
-    seen.telemetry.batch_settled(BatchSettled(DOCS, 6, outcomes, [0.02, 0.5], 0.0042, 9, [1, 1, 3]))
+    fresh = [(Lane.LIVE, 0.02), (Lane.LIVE, 0.5), (Lane.BULK, 0.3)]
+    seen.telemetry.batch_settled(BatchSettled(DOCS, 6, outcomes, fresh, 0.0042, 9, [1, 1, 3]))
     (line,) = seen.lines()
     timestamp = line.pop("timestamp")
     assert timestamp.endswith("Z")
@@ -92,8 +93,9 @@ def test_a_settled_batch_is_one_line_and_its_metrics() -> None:
     }
     assert seen.value("sidecar_documents_total", pipeline="docs", outcome="embedded") == 5
     assert seen.value("sidecar_documents_total", pipeline="docs", outcome="superseded") == 1
-    assert seen.value("sidecar_freshness_seconds_count", pipeline="docs") == 2
-    assert seen.value("sidecar_freshness_seconds_bucket", pipeline="docs", le="0.025") == 1
+    assert seen.value("sidecar_freshness_seconds_count", pipeline="docs", lane="live") == 2
+    assert seen.value("sidecar_freshness_seconds_count", pipeline="docs", lane="bulk") == 1
+    assert seen.value("sidecar_freshness_seconds_bucket", pipeline="docs", lane="live", le="0.025") == 1
     assert seen.value("sidecar_settle_seconds_sum", pipeline="docs") == 0.0042
     assert seen.value("sidecar_document_attempts_bucket", pipeline="docs", le="1.0") == 2
     assert seen.value("sidecar_document_attempts_count", pipeline="docs") == 3

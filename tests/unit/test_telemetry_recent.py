@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from sidecar_daemon.domain.messages import LaneDepth, Observation, PipelineName, PipelineObservation
+from sidecar_daemon.domain.messages import Lane, LaneDepth, Observation, PipelineName, PipelineObservation
 from sidecar_daemon.domain.outcomes import Outcome
 from sidecar_daemon.telemetry import BatchSettled, Telemetry
 from sidecar_daemon.telemetry.recent import (
@@ -247,7 +247,8 @@ def test_telemetry_feeds_it() -> None:
     clocked = Clocked()
     telemetry = Telemetry(CollectorRegistry(), structlog.get_logger(), clock=lambda: clocked.seconds)
     telemetry.observed(Observation((observation(DOCS, 4),), None, None))
-    telemetry.batch_settled(BatchSettled(DOCS, 3, {Outcome.EMBEDDED: 2, Outcome.GONE: 1}, [0.2, 0.3], 0.01, 0))
+    fresh = [(Lane.LIVE, 0.2), (Lane.BULK, 0.3)]
+    telemetry.batch_settled(BatchSettled(DOCS, 3, {Outcome.EMBEDDED: 2, Outcome.GONE: 1}, fresh, 0.01, 0))
     telemetry.documents(DOCS, Outcome.DEFERRED, 1)
     telemetry.circuit("docs", "open")
     clocked.seconds += STEP_SECONDS

@@ -99,7 +99,7 @@ async def test_a_stop_between_two_reads_releases_the_unread(bench: Bench) -> Non
     gate = bench.queue.hold("read")
     rig = bench.rig
     await rig.write(**{f"k{n}": f"text {n}" for n in range(70)})
-    worker = await bench.worker(lease_messages=100)
+    worker = await bench.worker(lease_messages=100, batch_tokens=4096)
     async with running(worker):
         await gate.reached.wait()
         worker.stop()
@@ -110,17 +110,21 @@ async def test_a_stop_between_two_reads_releases_the_unread(bench: Bench) -> Non
 
 
 async def test_a_stop_while_the_lane_is_full_releases_what_waits_for_room(bench: Bench) -> None:
+    """Titles first: a worker that has seen nothing else leases more books than there is room for."""
     rig = bench.rig
-    bench.embedder.gate.clear()
-    await rig.write(**{f"k{n}": " ".join(f"word{n * 100 + w}" for w in range(60)) for n in range(12)})
     worker = await bench.worker(threads=1, batch_tokens=16, lease_messages=12)
     async with running(worker):
+        await rig.write(**{f"k{100 + n}": f"t{n}" for n in range(60)})
+        await eventually(lambda: bench.told.documents("embedded") == 60)
+        before = len(bench.embedder._texts)
+        bench.embedder.gate.clear()
+        await rig.write(**{f"k{n}": " ".join(f"word{n * 100 + w}" for w in range(60)) for n in range(12)})
+        await eventually(lambda: len(bench.embedder._texts) == before + 12)
         await entered(bench)
-        await eventually(lambda: len(bench.embedder._texts) == 12)
         worker.stop()
         await eventually(lambda: bench.told.documents("released") == 11)
         bench.embedder.gate.set()
-    assert len(await rig.vectors()) == 1
+    assert len(await rig.vectors()) == 61
     await assert_released(rig, 11)
 
 

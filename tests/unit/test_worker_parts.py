@@ -9,6 +9,7 @@ import pytest
 
 from sidecar_daemon.domain.errors import Poison, Refused, Transient
 from sidecar_daemon.domain.messages import Document, DocumentKey, Lane, Lease, MessageId, Window
+from sidecar_daemon.domain.pacing import RunBudget
 from sidecar_daemon.worker.backlog import Backlog
 from sidecar_daemon.worker.state import InFlight, Job
 from tests.rig import PLAIN, Told, md5
@@ -29,7 +30,7 @@ def windows(of: Document, words: int = 8, count: int = 1) -> list[Window]:
 
 
 def backlog(lane_tokens: int = 20) -> Backlog:
-    return Backlog(lane_tokens=lane_tokens, max_padded_tokens=1000, max_windows=10)
+    return Backlog(lane_tokens=lane_tokens, budget=RunBudget(most=1000), max_windows=10)
 
 
 async def test_a_full_lane_makes_the_next_wait_and_the_other_lane_not() -> None:

@@ -59,6 +59,21 @@ async def test_hundreds_in_both_lanes(bench: Bench) -> None:
     await rig.assert_true()
 
 
+async def test_a_worker_holds_no_more_work_than_it_has_room_for(bench: Bench) -> None:
+    """A lease is a horizon of tokens: what one replica cannot begin soon, another may have."""
+    rig = bench.rig
+    bench.embedder.gate.clear()
+    await rig.write(**{f"k{n}": " ".join(f"word{n * 100 + w}" for w in range(60)) for n in range(100)})
+    worker = await bench.worker(threads=1, batch_tokens=64, lease_messages=100)
+    async with running(worker):
+        await entered(bench)
+        await eventually(lambda: not worker._state.backlog.has_room(Lane.LIVE))
+        assert 1 <= len(worker._state.in_flight.leases) < 20
+        bench.embedder.gate.set()
+        await eventually(bench.settled)
+    assert len(await rig.vectors()) == 100
+
+
 async def test_five_messages_of_one_document_are_one_run(bench: Bench) -> None:
     """R5."""
     for n in range(5):
@@ -96,6 +111,30 @@ async def test_both_lanes_may_bring_one_document_at_the_same_moment(bench: Bench
             gate.open.set()
         await eventually(bench.settled)
     assert bench.embedder.runs == [["text"]]
+
+
+async def test_freshness_is_told_by_the_lane_of_the_oldest_message(bench: Bench) -> None:
+    """Else a backfill, old by nature, would count as a late edit."""
+    rig = bench.rig
+    bench.embedder.gate.clear()
+    await rig.write(k1="edited", k2="found by the sweep", k3="both")
+    await rig.connection.execute(
+        "WITH m AS (DELETE FROM pgmq.q_docs WHERE message ->> 'document_id' = '2' RETURNING vt, message) "
+        "INSERT INTO pgmq.q_docs_bulk (enqueued_at, vt, message) "
+        "SELECT now() - interval '1 h', n.vt, n.message FROM (TABLE m UNION ALL "
+        "SELECT vt, message FROM pgmq.q_docs WHERE message ->> 'document_id' = '3') AS n"
+    )
+    worker = await bench.worker()
+    async with running(worker):
+        await eventually(lambda: sorted(len(job.leases) for job in worker._state.in_flight.jobs) == [1, 1, 2])
+        bench.embedder.gate.set()
+        await eventually(bench.settled)
+        await eventually(lambda: bench.told.documents("embedded") == 3)
+    late = {"le": "60.0"}
+    for series, labels, counts in (("count", {}, {"live": 1, "bulk": 2}), ("bucket", late, {"live": 1, "bulk": 0})):
+        for lane, count in counts.items():
+            found = {"pipeline": "docs", "lane": lane, **labels}
+            assert bench.told.registry.get_sample_value(f"sidecar_freshness_seconds_{series}", found) == count
 
 
 async def test_an_edit_while_the_model_runs_wins(bench: Bench) -> None:

@@ -81,11 +81,12 @@ def one_line(text: str) -> str:
 
 
 @contextmanager
-def translated(place: str = "") -> Iterator[None]:
+def translated(place: str = "", setting: str = "SIDECAR_DATABASE_URL") -> Iterator[None]:
     """Raise what ``translate`` makes of any driver error in the block.
 
     Args:
         place: the server as ``user@host:port/database``, never with a password.
+        setting: where the server's URL comes from.
 
     Raises:
         SidecarError: instead of the driver's error, whose text may not be shown and is therefore cut off.
@@ -93,15 +94,16 @@ def translated(place: str = "") -> Iterator[None]:
     try:
         yield
     except DRIVER_ERRORS as error:
-        raise translate(error, place) from None
+        raise translate(error, place, setting) from None
 
 
-def translate(error: BaseException, place: str = "") -> SidecarError:
+def translate(error: BaseException, place: str = "", setting: str = "SIDECAR_DATABASE_URL") -> SidecarError:
     """Name a driver error and say whose fault it is.
 
     Args:
         error: anything of ``DRIVER_ERRORS``; an error that is already translated comes back as it is.
         place: the server as ``user@host:port/database``, never with a password.
+        setting: where the server's URL comes from.
     """
     if isinstance(error, SidecarError):
         return error
@@ -111,7 +113,7 @@ def translate(error: BaseException, place: str = "") -> SidecarError:
     if isinstance(error, asyncpg.PostgresError):
         return _from_server(error, place)
     if isinstance(error, asyncpg.InterfaceError | asyncpg.InternalClientError):
-        return _from_driver(error, place)
+        return _from_driver(error, place, setting)
     if isinstance(error, OSError):
         return _from_system(error, place)
     return Fatal("unexpected", f"unexpected {type(error).__name__} from the database driver")
@@ -138,11 +140,11 @@ def _from_server(error: asyncpg.PostgresError, place: str) -> SidecarError:
     return Fatal(code, f"{shown} (SQLSTATE {state})")
 
 
-def _from_driver(error: asyncpg.InterfaceError | asyncpg.InternalClientError, place: str) -> SidecarError:
+def _from_driver(error: asyncpg.InterfaceError | asyncpg.InternalClientError, place: str, setting: str) -> SidecarError:
     if isinstance(error, asyncpg.TargetServerAttributeNotMatched):
         return Transient("read_only", f"no server of the wanted kind (target_session_attrs){_at(place)}")
     if isinstance(error, asyncpg.ClientConfigurationError):
-        return Fatal("bad_database_url", "the database URL is not one that the driver understands")
+        return Fatal("bad_database_url", f"{setting} is not a URL that the driver understands")
     if isinstance(error, asyncpg.OutdatedSchemaCacheError):
         return Transient("stale_catalog", "a type of the database changed under an open connection")
     if _CLOSED.search(str(error)) or isinstance(error, asyncpg.InternalClientError):

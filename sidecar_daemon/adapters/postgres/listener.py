@@ -47,6 +47,7 @@ class Listener:
         backoff_cap: float = 10.0,
         uniform: Callable[[float, float], float] = random.uniform,
         on_turn: Callable[[], None] = lambda: None,
+        setting: str = "SIDECAR_LISTEN_URL",
     ) -> None:
         """Connect nothing; ``run`` does.
 
@@ -62,12 +63,14 @@ class Listener:
             backoff_cap: seconds, ceiling of every wait.
             uniform: draws a float between its two arguments.
             on_turn: called at least every ``keepalive`` and a few ``connect_timeout``: the listener moves.
+            setting: where ``dsn`` comes from, for a complaint.
 
         Raises:
             Fatal: the URL is not a PostgreSQL URL.
         """
         self._place = place_of(dsn)
         self._dsn = dsn
+        self._setting = setting
         self._on_notify = on_notify
         self._on_connected = on_connected
         self._logger = logger
@@ -88,7 +91,7 @@ class Listener:
         while not stop.is_set():
             self._on_turn()
             try:
-                with translated(self._place):
+                with translated(self._place, self._setting):
                     async with self._connected() as (connection, lost):
                         self._greet()
                         await self._watch(connection, lost, stop)
