@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sidecar_daemon.adapters.onnx.manifest import find_manifest
-from sidecar_daemon.app.crews import load_onnx
 from sidecar_daemon.app.model_files import known_manifests
+from sidecar_daemon.app.runtimes import load_onnx
 from sidecar_daemon.settings import Settings
 from tests.bench.contestants.streaming import Stream, embed_all
 from tests.bench.contestants.wire import model_operations, serve
