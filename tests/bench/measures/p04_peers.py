@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 
 TRAINED_LAYERS = 6
 BATCHES = (1, 4, 8, 16, 32, 64)
-FEWER_TRAINED_LAYERS = 6
-BATCHES = (1, 8, 32)
+FEWER_BATCHES = (1, 8, 32)
 """For the corpora on which no goal stands."""
 PEERS = {
     "fastembed_tuned": "fastembed",
