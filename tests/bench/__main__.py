@@ -59,10 +59,17 @@ async def _run(place: Workplace, chosen: Sequence[str]) -> None:
                 await MEASURES[name](place)
             except Exception as error:  # noqa: BLE001  told in full; the exit status says so
                 place.say(traceback.format_exc())
-                place.report.broken[name] = f"{type(error).__name__}: {error}"[:500]
+                place.report.broken[name] = _first(error)
             finally:
                 place.report.seconds[name] = round(time.monotonic() - started, 1)
             place.say(f"{name} took {place.report.seconds[name]} s")
+
+
+def _first(error: Exception) -> str:
+    """One line of the error itself, not of the group that it came in."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return f"{type(error).__name__}: {error}".replace("\n", " ")[:500]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,6 +10,7 @@ from tests.bench.accuracy import accuracy
 from tests.bench.contest import ContestantError
 from tests.bench.folders import TRAINED
 from tests.bench.machine import NO_BF16, has_bf16, second_runtime
+from tests.bench.measures.p02_flops import flops
 from tests.bench.peers import PeersError
 from tests.bench.rounds import Rounds
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from tests.bench.contest import Contestant
     from tests.bench.workplace import Workplace
 
+TRAINED_LAYERS = 6
 BATCHES = (1, 4, 8, 16, 32, 64)
 FEWER_BATCHES = (1, 8, 32)
 """For the corpora on which no goal stands."""
@@ -103,12 +105,15 @@ async def _corpus(place: Workplace, name: str, contestants: dict[str, Contestant
             ratios[peer] = {"against": ours, **rounds.ratio(ours, peer)}
             if name == "docstrings" and peer in GATED:
                 place.report.figure(f"P4_{peer}", ratios[peer]["median"])
+    work = flops(await contestants["ours_fp32"].ask("tokens", texts=texts), TRAINED_LAYERS) / len(texts) / 1e9
+    summary = rounds.summary()
     return {
         "corpus": corpora.described(texts),
         "ours_over": ratios,
+        "achieved_gflops": {one: round(rate["median"] * work, 1) for one, rate in summary["rates"].items()},
         "best_batch": tuned,
         "tuning_documents_a_second": tried,
-        **rounds.summary(),
+        **summary,
     }
 
 
