@@ -8,7 +8,7 @@ ARG PYTHON=python:3.12-slim-bookworm
 
 FROM ${PYTHON} AS build
 # "export" lets the container pull models by itself; empty leaves that to another machine, or to MODEL.
-# "export,openvino" adds a second runtime, twice as fast where the processor multiplies bf16.
+# "export,openvino" adds a second runtime, for processors that multiply bf16.
 ARG EXTRAS=export
 ENV PIP_CACHE_DIR=/var/cache/pip PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src

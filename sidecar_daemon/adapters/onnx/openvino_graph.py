@@ -1,4 +1,4 @@
-"""A graph in OpenVINO: bf16 where the processor multiplies in it, which is twice as fast there as float32.
+"""A graph in OpenVINO: bf16 where the processor multiplies in it, float32 elsewhere.
 
 OpenVINO compiles machine code while it runs, for every shape that it meets. Two things follow: the process needs
 memory that is both writable and executable, and shapes must be few (see ``padded_length``).

@@ -43,7 +43,7 @@ class Stream:
             if not self._pending:
                 return None
             batch = next_batch(self._pending, max_padded_tokens=self.batch_tokens, max_windows=self.batch_windows)
-            self._pending = remaining(self._pending, batch)
+            self._pending = remaining(self._pending, batch.windows)
             return batch, [int(window.document.key) for window in batch.windows]
 
     def batches(self) -> Iterator[Batch]:
