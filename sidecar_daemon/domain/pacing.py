@@ -12,6 +12,8 @@ TARGET_RUN_SECONDS = 0.25
 """What one run of the model should last: an edit that comes in meanwhile waits for the rest of it."""
 MIN_RUN_TOKENS = 64
 """A budget never falls below this, however slow the model: two titles may always share a run."""
+_FASTEST = 1e12
+"""Tokens a second that are believed: a clock may show next to no time at all."""
 _WEIGHT = 0.2
 """Of the newest measurement in the moving averages: five or so are remembered."""
 
@@ -64,7 +66,7 @@ class RunBudget:
         """One run of ``padded_tokens`` took ``seconds`` on one thread."""
         if padded_tokens <= 0 or seconds <= 0:
             return
-        speed = padded_tokens / seconds
+        speed = min(padded_tokens / seconds, _FASTEST)
         if self._tokens_a_second is None:
             self._tokens_a_second = speed
         else:

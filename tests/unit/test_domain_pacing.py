@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sidecar_daemon.domain.pacing import MIN_RUN_TOKENS, LeaseHorizon, RunBudget
@@ -74,6 +74,7 @@ def test_short_runs_say_little() -> None:
     assert budget.tokens > 900
 
 
+@example(1, [(1, 1e-320), (1, 1.0)])  # no time at all, by the clock
 @given(
     st.integers(1, 4096),
     st.lists(
