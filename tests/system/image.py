@@ -8,6 +8,7 @@ import shutil
 import stat
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from tests.conftest import ROOT
 from tests.dockerfile import Instruction, Stage, read
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 OURS = ("opt", "src", "models", "var/lib/sidecar")
 """Folders of the image that our steps make; the rest of its root is the base image's."""
@@ -51,6 +52,33 @@ class Image:
             if folder.exists() and folder not in {path if path == folder else path.parent for path in kept}:
                 shutil.rmtree(folder)
         self.inside(self.final.only("WORKDIR").value).mkdir(parents=True)
+        if os.geteuid() == 0:
+            self._hand_over()
+
+    @property
+    def owned(self) -> list[Path]:
+        """What the last stage gives to the image's user: copies with ``--chown``, and the home that is made for it."""
+        user = self.final.only("USER").value
+        copies = [each.value.split()[-1] for each in self.final.all("COPY") if f"--chown={user} " in each.value]
+        made = [each.value for each in self.final.all("RUN") if "--create-home" in each.value]
+        return [self.inside(path) for path in (*copies, *re.findall(r"--home-dir (\S+)", " ".join(made)))]
+
+    def paths(self) -> list[Path]:
+        """Every file and folder of the image that our steps made."""
+        folders = [self.root / name for name in OURS]
+        return [path for folder in folders if folder.exists() for path in (folder, *folder.rglob("*"))]
+
+    @contextmanager
+    def read_only(self) -> Iterator[None]:
+        """Take its user's right to write, as ``--read-only`` does."""
+        modes = {path: path.stat().st_mode for path in self.paths() if not path.is_symlink()}
+        for path, mode in modes.items():
+            path.chmod(mode & ~0o222)
+        try:
+            yield
+        finally:
+            for path, mode in modes.items():
+                path.chmod(mode)
 
     def inside(self, path: str) -> Path:
         """Where an absolute path of the image lies."""
@@ -80,7 +108,14 @@ class Image:
 
     def files(self) -> dict[str, int]:
         """When each file of the image was last changed, in nanoseconds."""
-        return {str(path): path.lstat().st_mtime_ns for name in OURS for path in (self.root / name).rglob("*")}
+        return {str(path): path.lstat().st_mtime_ns for path in self.paths()}
+
+    def _hand_over(self) -> None:
+        """Let root and the image's user own what each owns there."""
+        user, group = map(int, self.final.only("USER").value.split(":"))
+        for path in self.paths():
+            ours = any(path.is_relative_to(folder) for folder in self.owned)
+            os.lchown(path, *((user, group) if ours else (0, 0)))
 
     def _follow(self, each: Instruction, variables: dict[str, str]) -> None:
         if each.word == "ARG":

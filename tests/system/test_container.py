@@ -6,7 +6,9 @@ import asyncio
 import os
 import re
 import signal
+import stat
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -18,14 +20,31 @@ from sidecar_daemon.adapters.postgres.prerequisites import pgmq_sql
 from tests.conftest import FAST, admin, short_folder
 from tests.daemon import free_port
 from tests.monitoring import DEPLOY
-from tests.system.image import Image
+from tests.system.image import OURS, Image
 from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 PASSWORD = "not-in-any-log"  # noqa: S105  of a throw-away server
+PROBE = """
+import os, sys
+for top in sys.argv[1:]:
+    for folder, _, files in os.walk(top):
+        try:
+            os.close(os.open(f"{folder}/probe", os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            os.unlink(f"{folder}/probe")
+            print(folder)
+        except OSError:
+            pass
+        for file in files:
+            try:
+                os.close(os.open(f"{folder}/{file}", os.O_WRONLY | os.O_NOFOLLOW))
+                print(f"{folder}/{file}")
+            except OSError:
+                pass
+"""
+"""Prints the folders in which a file can be made, and the files that can be opened to write."""
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +77,13 @@ def volume() -> Iterator[Path]:
 
 
 @pytest.fixture
+def sealed(image: Image) -> Iterator[Image]:
+    """The image on a root that cannot be written."""
+    with image.read_only():
+        yield image
+
+
+@pytest.fixture
 def secret(image: Image, database_url: str) -> Iterator[Path]:
     """The database's URL in a file that the image's user may read, as a secret is mounted."""
     with short_folder() as folder:
@@ -87,17 +113,33 @@ def test_the_image_holds_the_model_and_nothing_to_build_with(image: Image) -> No
     assert verified.returncode == 0, verified.stderr
 
 
-def test_its_user_can_write_nowhere_in_it(image: Image) -> None:
-    if os.geteuid() == 0:
-        user = str(image.user["user"])
-        assert image.run(["id", "-u"]).stdout.strip() == user
-    for folder in ("/opt/sidecar-daemon", "/var/lib/sidecar"):
-        image.inside(folder).chmod(0o555)
-        assert image.run(["touch", f"{image.inside(folder)}/x"]).returncode != 0
+def writable(image: Image) -> set[Path]:
+    """Where the image's user can write, found by trying everywhere."""
+    tops = [image.root / name for name in OURS]
+    done = image.run(["python", "-c", PROBE, *map(str, tops)])
+    assert done.returncode == 0, done.stderr
+    return {Path(line) for line in done.stdout.splitlines()}
+
+
+def test_its_user_can_write_to_its_models_and_its_home_only(image: Image) -> None:
+    models, home = image.inside("/models"), image.inside("/var/lib/sidecar")
+    assert image.owned == [models, home]
+    others = [path for path in image.paths() if not any(path.is_relative_to(folder) for folder in image.owned)]
+    assert len(others) > 1000
+    assert [path for path in others if not path.is_symlink() and path.stat().st_mode & stat.S_IWOTH] == []
+    if os.geteuid() == 0:  # else whoever runs this test owns all of it, and only the modes can be asked
+        assert image.run(["id", "-u"]).stdout.strip() == str(image.user["user"])
+        found = writable(image)
+        assert {models, home} <= found
+        assert sorted(found.intersection(others)) == []
+
+
+def test_its_user_can_write_nowhere_in_it_when_it_is_read_only(sealed: Image) -> None:
+    assert writable(sealed) == set()
 
 
 async def test_the_setup_of_compose_and_the_daemon_work_on_a_root_that_cannot_be_written(
-    image: Image, secret: Path, volume: Path, database_url: str
+    sealed: Image, secret: Path, volume: Path, database_url: str
 ) -> None:
     settings = {
         "SIDECAR_DATABASE_URL_FILE": str(secret),
@@ -105,31 +147,31 @@ async def test_the_setup_of_compose_and_the_daemon_work_on_a_root_that_cannot_be
         "SIDECAR_HTTP_PORT": str(free_port()),
         "SIDECAR_THREADS": "1",
     }
-    before = image.files()
+    before = sealed.files()
     words = [word.replace("$$", "$") for word in service("setup")["command"]]
     for _ in range(2):  # compose runs it at every start
-        setup = await asyncio.to_thread(image.run, words, MODEL="tiny", **settings)
+        setup = await asyncio.to_thread(sealed.run, words, MODEL="tiny", **settings)
         assert setup.returncode == 0, setup.stderr
     assert (volume / "tiny" / "model.onnx").is_file()
-    health = image.final.only("HEALTHCHECK").value.partition("CMD ")[2]
+    health = sealed.final.only("HEALTHCHECK").value.partition("CMD ")[2]
     check = [str(word) for word in yaml.safe_load(health)]
-    assert image.run(check, **settings).returncode != 0, "nothing listens yet"
+    assert sealed.run(check, **settings).returncode != 0, "nothing listens yet"
 
-    command = image.final.only("CMD").exec_form
+    command = sealed.final.only("CMD").exec_form
     process = subprocess.Popen(  # type: ignore[call-overload]  # the user's arguments are of three types  # noqa: ASYNC220
         command,
-        executable=image.inside("/opt/sidecar-daemon/bin") / command[0],
-        cwd=image.inside(image.final.only("WORKDIR").value),
-        env=image.environment(**settings),
+        executable=sealed.inside("/opt/sidecar-daemon/bin") / command[0],
+        cwd=sealed.inside(sealed.final.only("WORKDIR").value),
+        env=sealed.environment(**settings),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        **image.user,
+        **sealed.user,
     )
     try:
-        await eventually(lambda: alive(process, image, check, settings), 60, "a healthy container")
+        await eventually(lambda: alive(process, sealed, check, settings), 60, "a healthy container")
         await embeds(database_url)
-        process.send_signal(getattr(signal, image.final.only("STOPSIGNAL").value))
+        process.send_signal(getattr(signal, sealed.final.only("STOPSIGNAL").value))
         log, _ = await asyncio.to_thread(process.communicate, timeout=60)
     finally:
         process.kill()
@@ -137,7 +179,7 @@ async def test_the_setup_of_compose_and_the_daemon_work_on_a_root_that_cannot_be
     assert process.returncode == 0, log
     assert re.search(r'"event": "daemon_stopped"', log)
     assert PASSWORD not in log
-    assert image.files() == before, "the daemon wrote into its own image"
+    assert sealed.files() == before, "the daemon wrote into its own image"
 
 
 def alive(process: subprocess.Popen[str], image: Image, check: list[str], settings: dict[str, str]) -> bool:
