@@ -43,7 +43,7 @@ async def run(place: Workplace) -> None:
                 module = f"tests.bench.contestants.{name}"
                 reader = await stack.enter_async_context(Contestant(name, module, arguments, folder=place.folder))
             turns[name] = partial(_block, connection, reader)
-        for corpus, sizes in {"docstrings": (20, 32, 96), "500_tokens": (4, 4, 24)}.items():
+        for corpus, sizes in {"docstrings": (20, 24, 96), "500_tokens": (4, 4, 24)}.items():
             texts = corpora.named(corpus, place.pick(*sizes))
             place.say(f"  P5 {corpus}: {corpora.described(texts)}")
             rounds = Rounds(place, f"P5 {corpus}")
