@@ -8,6 +8,8 @@ _FLOAT_BYTES = 4
 _ELEMENT_BYTES = 760
 """Beside the vector itself. Measured with pgvector 0.8 and its default of 16 neighbours: 715 at 32, 384 and 768
 dimensions alike, by the notice that a graph no longer fits. A little more, to stay below it."""
+_BUILD_BYTES = 12 << 20
+"""Beside the graph: a lone build takes memory by blocks of 8 MB, parallel workers set 3 MB of what they share aside."""
 
 
 class IndexState(StrEnum):
@@ -36,8 +38,8 @@ class DeferIndex(StrEnum):
 
 
 def graph_bytes(rows: int, dimensions: int) -> int:
-    """Memory that the graph of an HNSW index takes while it is built, vectors included."""
-    return rows * (dimensions * _FLOAT_BYTES + _ELEMENT_BYTES)
+    """Memory that building an HNSW index in memory takes: its graph, vectors included."""
+    return rows * (dimensions * _FLOAT_BYTES + _ELEMENT_BYTES) + _BUILD_BYTES
 
 
 def build_memory(needed: int, *, least: int, most: int) -> int:

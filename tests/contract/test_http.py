@@ -58,7 +58,6 @@ OVERVIEW = {
             "queue": {"live": LANE, "bulk": {**LANE, "oldest_seconds": None}, "dead": 1},
             "documents": None,
             "coverage": None,
-            "index": "none",
             "sweep": {"walking": True, "scanned": 5, "age_seconds": None},
             "rate": 0.5,
             "freshness": {"p50": 0.02, "p99": None, "count": 1},
