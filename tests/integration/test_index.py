@@ -295,7 +295,18 @@ async def test_progress_is_seen_by_the_daemons_role_and_told_by_the_line(databas
         async with asyncio.timeout(60):
             while b"waiting for writers before build: 0 of 1 transaction ended" not in await building.stderr.readline():
                 assert building.returncode is None
-    assert (await ended(building)).code == 0
+    assert (await within_a_minute(building)).code == 0
+
+
+async def within_a_minute(process: asyncio.subprocess.Process) -> Finished:
+    """Wait for the end of a command; one that does not end is killed, and fails the test."""
+    try:
+        async with asyncio.timeout(60):
+            return await ended(process)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
 
 
 async def test_two_at_once_build_one(notes: asyncpg.Connection, database_url: str) -> None:
@@ -313,7 +324,7 @@ async def test_ctrl_c_ends_the_build_and_the_next_one_mends_it(
         building = await start("index", "build", "notes", database_url=database_url)
         await eventually(lambda: waits(notes), 60)
         building.send_signal(signal.SIGINT)
-        stopped = await ended(building)
+        stopped = await within_a_minute(building)
         assert stopped.code == 128 + signal.SIGINT
         assert stopped.err.splitlines()[-1].startswith("interrupted: sidecar-daemon index build notes begins again")
         await eventually(lambda: left_alone(notes), what="the end of the statement on the server")
@@ -336,7 +347,7 @@ async def test_a_build_whose_client_was_killed_is_waited_for(
         building = await start("index", "build", "notes", database_url=database_url)
         await eventually(lambda: waits(notes), 60)
         building.kill()
-        await ended(building)
+        await within_a_minute(building)
         assert await state(notes) == "building"
         again = asyncio.create_task(shell("index", "build", "notes", "--json"))
         tries = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'sidecar_daemon index'"
