@@ -8,6 +8,7 @@ from enum import StrEnum
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from sidecar_daemon.adapters.postgres.indexing import PipelineIndex
 from sidecar_daemon.adapters.postgres.inspection import Inspection, notification_arrives
 from sidecar_daemon.adapters.postgres.migrate import check_version, expected_version
 from sidecar_daemon.adapters.postgres.operations import PostgresOperations
@@ -15,6 +16,7 @@ from sidecar_daemon.app.model_files import check_model_id, known_manifests, mode
 from sidecar_daemon.app.operations import opened_database
 from sidecar_daemon.app.runtimes import choose_runtime, this_machine
 from sidecar_daemon.domain.errors import Fatal, SidecarError
+from sidecar_daemon.domain.indexing import IndexState
 from sidecar_daemon.settings import installed_folder, usable_cores
 
 if TYPE_CHECKING:
@@ -205,7 +207,10 @@ async def _pipelines(settings: Settings, database: Database) -> list[Check]:
     inspection = Inspection(database)
     checks = []
     for pipeline in pipelines:
-        checks.append(await _guarded(_parts(inspection, pipeline)))
+        parts = await _guarded(_parts(inspection, pipeline))
+        checks.append(parts)
+        if parts.state is not State.FAIL:
+            checks.append(await _guarded(_index(database, pipeline)))
         checks.append(await asyncio.to_thread(_pipeline_model, settings, pipeline))
     missing = sorted(set(settings.pipelines) - {pipeline.name for pipeline in pipelines})
     if missing:
@@ -237,6 +242,26 @@ async def _parts(inspection: Inspection, pipeline: Pipeline) -> Check:
     if not pipeline.enabled:
         return Check(name, State.WARN, "paused", f"sidecar-daemon resume {pipeline.name}")
     return Check(name, State.OK, f"{pipeline.source} with vectors in {pipeline.embeddings}")
+
+
+async def _index(database: Database, pipeline: Pipeline) -> Check:
+    name = f"index of {pipeline.name}"
+    index = await PipelineIndex(database, pipeline.name).status()
+    build = f"sidecar-daemon index build {pipeline.name}"
+    slow = "searches are exact and slow"
+    match index.state:
+        case IndexState.MISSING:
+            return Check(name, State.FAIL, f"it is gone: {slow}", build)
+        case IndexState.INVALID:
+            return Check(name, State.FAIL, "its build or drop was interrupted: it costs writes, serves nothing", build)
+        case IndexState.DEFERRED if not index.backfilling:
+            return Check(name, State.WARN, f"still deferred though the backfill is through: {slow}", build)
+        case IndexState.DEFERRED:
+            return Check(name, State.OK, f"deferred until the backfill is through: {slow}")
+        case IndexState.NONE:
+            return Check(name, State.OK, "none is wanted: searches are exact")
+        case IndexState.LIVE | IndexState.BUILDING:
+            return Check(name, State.OK, index.state.value)
 
 
 def _pipeline_model(settings: Settings, pipeline: Pipeline) -> Check:

@@ -27,6 +27,7 @@ def status_document(pipelines: Sequence[PipelineStatus]) -> dict[str, Any]:
                 "stale": pipeline.stale,
                 "missing": pipeline.missing,
                 "coverage": pipeline.coverage,
+                "index": pipeline.index.value,
             }
             for pipeline in pipelines
         ]

@@ -15,6 +15,7 @@ from sidecar_daemon.adapters.postgres.pool import Database, Limits
 from sidecar_daemon.app.model_files import load_embedder, manifest_of
 from sidecar_daemon.domain.errors import Fatal
 from sidecar_daemon.domain.explanation import ExplainLimits, explain
+from sidecar_daemon.domain.indexing import DeferIndex
 from sidecar_daemon.domain.messages import LongDocuments
 from sidecar_daemon.domain.windows import combine_windows
 from sidecar_daemon.settings import Pooler, installed_folder
@@ -53,6 +54,7 @@ class AttachRequest:
     queue: str | None = None
     store_text: bool = True
     index: bool = True
+    defer_index: DeferIndex = DeferIndex.AUTO
 
 
 @asynccontextmanager
@@ -78,9 +80,16 @@ async def operations(settings: Settings) -> AsyncIterator[PostgresOperations]:
         Fatal: the schema is missing, too old or too new.
         Transient: the database cannot be reached.
     """
+    async with checked_database(settings) as database:
+        yield PostgresOperations(database)
+
+
+@asynccontextmanager
+async def checked_database(settings: Settings) -> AsyncIterator[Database]:
+    """The settings' database, whose schema this release knows. Raises as ``operations`` does."""
     async with opened_database(settings) as database:
         await check_version(database, installed_folder("sql"))
-        yield PostgresOperations(database)
+        yield database
 
 
 async def migrate_database(settings: Settings) -> MigrationReport:
@@ -111,6 +120,7 @@ async def attach(settings: Settings, request: AttachRequest) -> Attached:
         queue=request.queue or ("embedding_queue" if standard else None),
         store_text=request.store_text,
         index=request.index,
+        defer_index=request.defer_index,
     )
     async with operations(settings) as database:
         if standard:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from sidecar_daemon.cli import checks, daemon, dead_letters, model_files, pipelines, sweeping, top
+from sidecar_daemon.cli import checks, daemon, dead_letters, indexing, model_files, pipelines, sweeping, top
 from sidecar_daemon.cli.output import FAILED, USAGE, complain, exit_code, forgive_encodings
 from sidecar_daemon.domain.errors import SidecarError
 
@@ -33,6 +33,7 @@ app = typer.Typer(
 daemon.register(app)
 pipelines.register(app)
 sweeping.register(app)
+indexing.register(app)
 dead_letters.register(app)
 model_files.register(app)
 checks.register(app)

@@ -10,8 +10,10 @@ import typer
 
 from sidecar_daemon.app import model_files, operations
 from sidecar_daemon.app.documents import status_document
+from sidecar_daemon.cli.indexing import deferral
 from sidecar_daemon.cli.output import NO_PIPELINES, JsonFlag, PipelineArgument, print_json, print_table, say
 from sidecar_daemon.domain.errors import Fatal
+from sidecar_daemon.domain.indexing import DeferIndex, IndexState
 from sidecar_daemon.domain.messages import LongDocuments
 from sidecar_daemon.domain.wording import span
 from sidecar_daemon.settings import Settings
@@ -55,6 +57,12 @@ def attach(
     ] = LongDocuments.MEAN,
     store_text: Annotated[bool, typer.Option(help="Keep the embedded text beside the vector.")] = True,
     index: Annotated[bool, typer.Option(help="Make an HNSW index.")] = True,
+    defer_index: Annotated[
+        DeferIndex,
+        typer.Option(
+            help="Leave the index to `index build` after the load. auto: where there are more than 10,000 rows."
+        ),
+    ] = DeferIndex.AUTO,
     as_json: JsonFlag = False,
 ) -> None:
     """Keep a vector beside every row of a table, from now on and for what is there. Safe to repeat."""
@@ -62,6 +70,8 @@ def attach(
         raise Fatal("usage", "name a TABLE and its COLUMNs to attach, or --create alone for the standard table")
     if table and not columns:
         raise Fatal("usage", f"name at least one column of {table} to embed")
+    if not index and defer_index is not DeferIndex.AUTO:
+        raise Fatal("usage", f"--no-index makes no index: --defer-index {defer_index} says nothing beside it")
     settings = Settings.read()
     request = operations.AttachRequest(
         table=table,
@@ -74,6 +84,7 @@ def attach(
         queue=queue,
         store_text=store_text,
         index=index,
+        defer_index=defer_index,
     )
     done = asyncio.run(operations.attach(settings, request))
     if as_json:
@@ -84,6 +95,8 @@ def attach(
 
 def _next_steps(settings: Settings, done: Attached, model: str) -> list[str]:
     lines = [f"{done.name}: {done.change} (source {done.source}, vectors in {done.embeddings}, model {done.model})"]
+    if done.index is IndexState.DEFERRED:
+        lines.append(f"{done.name}: the index is deferred; {deferral(done.name)}")
     if done.change == "unchanged":
         return lines
     state = model_files.model_file(settings, model_files.manifest_of(settings, model)).state
@@ -154,6 +167,8 @@ def status(*, as_json: JsonFlag = False) -> None:
     for each in found:
         if not each.enabled:
             say(f"{each.name} is paused: edits are queued, nothing is embedded until sidecar-daemon resume {each.name}")
+        if each.index not in {IndexState.LIVE, IndexState.NONE}:
+            say(f"{each.name}: its index is {each.index}, see sidecar-daemon index show {each.name}")
 
 
 def search(

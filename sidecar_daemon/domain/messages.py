@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, NewType
 
+from sidecar_daemon.domain.indexing import IndexState
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -241,6 +243,10 @@ class PipelineObservation:
     """Rows that the walk under way has seen; of the last walk when none is."""
     sweep_age_seconds: float | None
     """Since the last walk finished; None when none has."""
+    index: IndexState = IndexState.NONE
+    """Of its vectors."""
+    backfilling: bool = False
+    """A backfill walks, or its lane still holds messages."""
 
     @property
     def coverage(self) -> float | None:

@@ -28,3 +28,11 @@ def span(seconds: float) -> str:
 def counted(number: int, noun: str) -> str:
     """``1 message``, ``2 messages``."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def amount(size: int) -> str:
+    """A number of bytes: ``640 kB``, ``64 MB``, ``2.3 GB``; in powers of 1,024, as PostgreSQL counts."""
+    for unit, base in (("GB", 1 << 30), ("MB", 1 << 20)):
+        if size >= base:
+            return f"{size / base:.1f} {unit}" if size < 10 * base else f"{size / base:,.0f} {unit}"
+    return f"{size / 1024:.0f} kB"

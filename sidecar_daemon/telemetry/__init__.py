@@ -13,6 +13,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from sidecar_daemon.domain.errors import Fatal, SidecarError
+from sidecar_daemon.domain.indexing import IndexState
 from sidecar_daemon.domain.messages import Lane
 from sidecar_daemon.domain.outcomes import Outcome
 from sidecar_daemon.telemetry.logs import LogFormat, configure_logging, redact, safe_message
@@ -79,6 +80,7 @@ class Telemetry:
         self._models: dict[PipelineName, ModelId] = {}
         self._refused: dict[PipelineName, str] = {}
         self._observed: set[PipelineName] = set()
+        self._index_told: set[PipelineName] = set()
         self._clock = clock
         self._observed_at = math.nan
         self._metrics.snapshot_age.set_function(lambda: self._clock() - self._observed_at)
@@ -313,6 +315,17 @@ class Telemetry:
             ):
                 family.remove(pipeline)
         self._observed = present
+        self._tell_of_indexes(snapshot)
+
+    def _tell_of_indexes(self, snapshot: Observation) -> None:
+        """An index that was left for after the load, once when the load is over; again only if it is deferred again."""
+        deferred = {seen.pipeline: seen for seen in snapshot.pipelines if seen.index is IndexState.DEFERRED}
+        self._index_told &= deferred.keys()
+        for pipeline, seen in deferred.items():
+            if not seen.backfilling and pipeline not in self._index_told:
+                self._index_told.add(pipeline)
+                remedy = f"searches are exact and slow until: sidecar-daemon index build {pipeline}"
+                self._log.warning("index_deferred", pipeline=pipeline, remedy=remedy)
 
     # The process
 

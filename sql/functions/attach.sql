@@ -113,7 +113,7 @@ BEGIN
     IF p_dimensions <= 1800 THEN  -- 4 bytes each: the row still fits its page, so the vector stays in line
         EXECUTE format('ALTER TABLE %s ALTER COLUMN embedding SET STORAGE PLAIN', v_name);
     END IF;
-    IF p_index AND p_dimensions <= 2000 THEN  -- pgvector's limit for an HNSW index of type vector
+    IF p_index THEN
         EXECUTE format('CREATE INDEX ON %s USING hnsw (embedding @extschema:vector@.vector_cosine_ops)', v_name);
     END IF;
     -- It stays with whoever attaches, a member of our owner: a trigger of anybody else would run as our owner.
@@ -194,6 +194,9 @@ END $$;
 -- asks for a backfill of what is there. Idempotent; on an attached pipeline it changes content, model and policy.
 -- p_name names the pipeline (default: the table's name); p_key the key column (default: the primary key); p_embeddings
 -- the table of vectors (default: <name>_embeddings beside the source); p_queue the queue (default: the name).
+-- p_defer_index: whether the index on the vectors is left to be built after the load: auto (where the source is large,
+-- see _is_large), always or never. Of an attached pipeline the index stays as it is: building and dropping it without
+-- making writers wait is not possible in here.
 -- Returns created, changed: <what>, or unchanged.
 -- Locks: SHARE ROW EXCLUSIVE on the source for some milliseconds, waited for at most 5 s.
 -- May call: members of the owner of schema sidecar.
@@ -201,7 +204,8 @@ CREATE OR REPLACE FUNCTION sidecar.attach(
     p_source regclass, p_content text[], p_name text DEFAULT NULL, p_key text DEFAULT NULL,
     p_embeddings text DEFAULT NULL, p_embeddings_key text DEFAULT NULL, p_queue text DEFAULT NULL,
     p_model text DEFAULT 'gte-small', p_model_id text DEFAULT NULL, p_dimensions integer DEFAULT 384,
-    p_long_documents text DEFAULT 'mean', p_store_text boolean DEFAULT true, p_index boolean DEFAULT true)
+    p_long_documents text DEFAULT 'mean', p_store_text boolean DEFAULT true, p_index boolean DEFAULT true,
+    p_defer_index text DEFAULT 'auto')
 RETURNS text
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '5s' AS $$
 DECLARE
@@ -210,6 +214,7 @@ DECLARE
     v_name text;
     v_key record;
     v_embeddings regclass;
+    v_index text;
     v_changes text;
     p sidecar.pipelines;
 BEGIN
@@ -225,11 +230,19 @@ BEGIN
     IF p_long_documents NOT IN ('mean', 'chunks', 'truncate') THEN
         PERFORM sidecar._refuse('long_documents is %s; allowed are mean, chunks, truncate', quote_literal(p_long_documents));
     END IF;
+    IF p_defer_index NOT IN ('auto', 'always', 'never') THEN
+        PERFORM sidecar._refuse('defer_index is %s; allowed are auto, always, never', quote_literal(p_defer_index));
+    END IF;
     PERFORM sidecar._check_source(p_source, p_content);
     PERFORM pg_advisory_xact_lock(hashtextextended('attach' || chr(31) || v_name, 8088));
 
     SELECT * INTO p FROM sidecar.pipelines WHERE name = v_name;
     IF FOUND THEN
+        SELECT l.state INTO v_index FROM sidecar.list_indexes() AS l WHERE l.pipeline = v_name;
+        IF (p_defer_index, v_index) IN (('never', 'deferred'), ('always', 'live')) THEN
+            PERFORM sidecar._refuse('the index of pipeline %s is %s already; change that with: sidecar-daemon index %s %s',
+                v_name, v_index, CASE v_index WHEN 'live' THEN 'defer' ELSE 'build' END, v_name);
+        END IF;
         v_changes := sidecar._reattach(p, p_source, p_content, p_model, p_model_id, p_dimensions, p_long_documents,
             p_store_text);
         RETURN coalesce('changed: ' || v_changes, 'unchanged');
@@ -243,15 +256,19 @@ BEGIN
         EXECUTE format('GRANT USAGE ON SCHEMA %I TO %I', v_schema, sidecar._owner());
         EXECUTE format('GRANT SELECT ON %s TO %I', p_source, sidecar._owner());
     END IF;
+    v_index := CASE
+        WHEN NOT p_index OR p_dimensions > 2000 THEN 'none'  -- pgvector's limit for an HNSW index of type vector
+        WHEN p_defer_index = 'always' OR p_defer_index = 'auto' AND sidecar._is_large(p_source) THEN 'deferred'
+        ELSE 'live' END;
     v_embeddings := sidecar._create_embeddings(p_source, v_schema, coalesce(p_embeddings, v_name || '_embeddings'),
         v_key.column_name, v_key.modified_type, coalesce(p_embeddings_key, CASE WHEN v_key.column_name IN ('chunk_no',
         'source_text', 'source_text_hash', 'embedding', 'model', 'created_at', 'updated_at') THEN 'document_key'
-        ELSE v_key.column_name END), p_dimensions, p_index);
+        ELSE v_key.column_name END), p_dimensions, v_index = 'live');
     PERFORM sidecar._create_queues(coalesce(p_queue, v_name));
     INSERT INTO sidecar.pipelines (name, source, key_column, key_type, key_equals, key_follows, content_columns,
-        embeddings, embeddings_key, queue, model, model_id, dimensions, long_documents, store_text)
+        embeddings, embeddings_key, queue, model, model_id, dimensions, long_documents, store_text, index_mode)
     SELECT v_name, p_source, v_key.column_name, v_key.plain_type, v_key.equals, v_key.follows, p_content, v_embeddings,
-        a.attname, coalesce(p_queue, v_name), p_model, p_model_id, p_dimensions, p_long_documents, p_store_text
+        a.attname, coalesce(p_queue, v_name), p_model, p_model_id, p_dimensions, p_long_documents, p_store_text, v_index
     FROM pg_attribute AS a WHERE a.attrelid = v_embeddings AND a.attnum = 1;
     PERFORM sidecar._generate_enqueue(v_name);
     EXECUTE format('CREATE TRIGGER %I AFTER INSERT ON %s REFERENCING NEW TABLE AS new_rows '

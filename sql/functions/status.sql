@@ -41,15 +41,17 @@ BEGIN
     USING p.model_id;
 END $$;
 
--- One row a pipeline. coverage = embedded / documents, 1 when there are none.
+-- One row a pipeline. coverage = embedded / documents, 1 when there are none; index_state as in list_indexes.
 -- Locks: none. May select: sidecar_runtime, sidecar_reader.
 CREATE OR REPLACE VIEW sidecar.status AS
     SELECT p.name, p.source::text AS source, p.embeddings::text AS embeddings, coalesce(p.model_id, p.model) AS model,
            p.enabled, l.depth AS live_depth, l.in_flight AS live_in_flight, l.oldest_seconds AS live_oldest_seconds,
            b.depth AS bulk_depth, b.in_flight AS bulk_in_flight, b.oldest_seconds AS bulk_oldest_seconds,
            d.depth AS dead, c.documents, c.embedded, c.stale, c.missing,
-           CASE WHEN c.documents = 0 THEN 1 ELSE c.embedded::double precision / c.documents END AS coverage
+           CASE WHEN c.documents = 0 THEN 1 ELSE c.embedded::double precision / c.documents END AS coverage,
+           i.state AS index_state
     FROM sidecar.pipelines AS p
+    JOIN sidecar.list_indexes() AS i ON i.pipeline = p.name
     JOIN sidecar.queue_depths() AS l ON l.pipeline = p.name AND l.lane = 'live'
     JOIN sidecar.queue_depths() AS b ON b.pipeline = p.name AND b.lane = 'bulk'
     JOIN sidecar.queue_depths() AS d ON d.pipeline = p.name AND d.lane = 'dead'

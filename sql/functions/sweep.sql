@@ -56,15 +56,18 @@ BEGIN
     END IF;
     EXECUTE format($q$
         WITH walked AS MATERIALIZED (
-            SELECT s.%1$I AS key, %2$s AS content FROM %3$s AS s %4$s ORDER BY s.%1$I LIMIT $2
+            -- Not a join: with nested loops off every window would read the whole table of vectors.
+            SELECT s.%1$I AS key, %2$s AS content, (SELECT ARRAY[e.source_text_hash, e.model] FROM %6$s AS e
+                WHERE e.%5$I %7$s s.%1$I AND e.chunk_no = 0) AS vector
+            FROM %3$s AS s %4$s ORDER BY s.%1$I LIMIT $2
         ), judged AS MATERIALIZED (
             SELECT w.key::text AS key, md5(w.content) AS hash, CASE
-                WHEN sidecar._blank(w.content) THEN CASE WHEN e.%5$I IS NULL THEN 'blank' ELSE 'surplus' END
-                WHEN e.%5$I IS NULL THEN 'missing'
-                WHEN e.source_text_hash IS DISTINCT FROM md5(w.content) THEN 'outdated'
-                WHEN e.model IS DISTINCT FROM coalesce($3, e.model) THEN 'wrong_model'
+                WHEN sidecar._blank(w.content) THEN CASE WHEN w.vector IS NULL THEN 'blank' ELSE 'surplus' END
+                WHEN w.vector IS NULL THEN 'missing'
+                WHEN w.vector[1] IS DISTINCT FROM md5(w.content) THEN 'outdated'
+                WHEN w.vector[2] IS DISTINCT FROM coalesce($3, w.vector[2]) THEN 'wrong_model'
                 ELSE 'fine' END AS verdict
-            FROM walked AS w LEFT JOIN %6$s AS e ON e.%5$I %7$s w.key AND e.chunk_no = 0
+            FROM walked AS w
         ), wanted AS MATERIALIZED (
             SELECT j.key, j.verdict FROM judged AS j WHERE j.verdict NOT IN ('fine', 'blank') AND NOT EXISTS (
                 SELECT FROM %8$s AS d

@@ -7,10 +7,10 @@ DECLARE
         'dead_letter', 'replay', 'purge', 'list_dead_letters', 'sweep', 'request_sweep', 'search', '_pipeline',
         '_intact', '_content', 'queue_depths', 'count_documents', 'list_status', 'list_pipelines', 'register_model',
         'set_enabled', 'schema_version', 'sweep_progress', 'observe', 'oldest_transaction', 'explain_document',
-        'newest_dead_letters'];
+        'newest_dead_letters', 'list_indexes'];
     v_reader text[] := ARRAY['search', '_pipeline', '_intact', '_content', 'list_dead_letters', 'queue_depths',
         'count_documents', 'list_status', 'list_pipelines', 'schema_version', 'sweep_progress', 'observe',
-        'oldest_transaction', 'newest_dead_letters'];
+        'oldest_transaction', 'newest_dead_letters', 'list_indexes'];
     v_renders text[] := ARRAY['read_documents', 'settle', 'dead_letter', 'list_dead_letters', 'sweep',
         'count_documents', 'lease', 'explain_document'];
 BEGIN

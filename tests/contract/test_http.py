@@ -36,6 +36,7 @@ STATUS = {
             "stale": 1,
             "missing": 2,
             "coverage": 0.7,
+            "index": "live",
         }
     ]
 }

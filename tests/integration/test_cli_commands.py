@@ -77,6 +77,7 @@ async def test_attach_pins_the_model_and_says_what_comes_next(database_url: str,
         "queue": "notes",
         "model": models["tiny"],
         "change": "unchanged",
+        "index": "live",
     }
 
 
@@ -124,6 +125,7 @@ async def test_status_has_the_documented_shape(notes: str) -> None:
                 "stale": 0,
                 "missing": 2,
                 "coverage": 0.0,
+                "index": "live",
             }
         ]
     }

@@ -289,7 +289,7 @@ async def test_functions_that_gained_arguments_replace_the_older_ones(empty_url:
     """Beside an older signature with fewer arguments, every call of it would be ambiguous."""
     older = tmp_path / "older"
     shutil.copytree(SQL, older)
-    migrations = ("migrations/0002_claims.sql", "migrations/0003_observation.sql")
+    migrations = ("migrations/0002_claims.sql", "migrations/0003_observation.sql", "migrations/0004_index.sql")
     for added in (*migrations, "functions/claims.sql", "functions/telemetry.sql"):
         (older / added).unlink()
     await run(empty_url, older)
@@ -298,6 +298,7 @@ async def test_functions_that_gained_arguments_replace_the_older_ones(empty_url:
         "extend": "text, text, bigint[], integer[], double precision",
         "defer": "text, text, bigint[], integer[], double precision[], text, boolean",
         "acknowledge": "text, text, bigint[], integer[]",
+        "attach": "regclass, text[], text, text, text, text, text, text, text, integer, text, boolean, boolean",
     }
     admin(empty_url, *(f"CREATE FUNCTION sidecar.{n}({a}) RETURNS int RETURN 1" for n, a in gained.items()))
     await run(empty_url, SQL)

@@ -99,6 +99,7 @@ class PipelineStatus(BaseModel):
     stale: int
     missing: int
     coverage: float | None
+    index: str
 
 
 class Status(BaseModel):

@@ -34,6 +34,7 @@ _CALLED = (
     "defer",
     "extend",
     "lease",
+    "list_indexes",
     "list_pipelines",
     "newest_dead_letters",
     "observe",

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 from pgvector import Vector as SqlVector
 
+from sidecar_daemon.adapters.postgres.indexing import PipelineIndex, indexes
 from sidecar_daemon.adapters.postgres.queue import PostgresCatalog
 from sidecar_daemon.adapters.postgres.tracing import document_facts
 from sidecar_daemon.domain.errors import Fatal, SidecarError
+from sidecar_daemon.domain.indexing import DeferIndex, IndexState
 from sidecar_daemon.domain.messages import LaneDepth, SweepWindow
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
     import asyncpg
 
+    from sidecar_daemon.adapters.postgres.indexing import IndexStatus
     from sidecar_daemon.adapters.postgres.pool import Database
     from sidecar_daemon.domain.messages import LongDocuments, ModelId, Pipeline, Vector
     from sidecar_daemon.domain.tracing import DocumentFacts
@@ -42,7 +45,7 @@ ORDER BY n.nspname = 'public' DESC, 1 LIMIT 1
 _ATTACH = """
 SELECT sidecar.attach($1::text::regclass, $2, p_name => $3, p_key => $4, p_embeddings => $5, p_embeddings_key => $6,
     p_queue => $7, p_model => $8, p_model_id => $9, p_dimensions => $10, p_long_documents => $11,
-    p_store_text => $12, p_index => $13)
+    p_store_text => $12, p_index => $13, p_defer_index => $14)
 """
 _DEAD_LETTERS = """
 SELECT d.*, greatest(0, extract(epoch FROM pg_catalog.clock_timestamp() - d.dead_at))::float8 AS age_seconds
@@ -67,6 +70,7 @@ class Attachment:
     queue: str | None = None
     store_text: bool = True
     index: bool = True
+    defer_index: DeferIndex = DeferIndex.AUTO
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,7 @@ class Attached:
     model: str
     change: str
     """``created``, ``changed: <what>`` or ``unchanged``."""
+    index: IndexState
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +105,7 @@ class PipelineStatus:
     missing: int
     coverage: float
     """``embedded / documents``; 1 when there are none."""
+    index: IndexState
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,10 +188,13 @@ class PostgresOperations:
             _ATTACH,
             *(source, list(wanted.content), name, wanted.key, wanted.embeddings, wanted.embeddings_key),
             *(wanted.queue, wanted.model, wanted.model_id, wanted.dimensions, str(wanted.long_documents)),
-            *(wanted.store_text, wanted.index),
+            *(wanted.store_text, wanted.index, str(wanted.defer_index)),
         )
         made = await self.pipeline(name)
-        return Attached(name, made.source, made.embeddings, made.queue, made.model_id or made.model, str(change))
+        index = await PipelineIndex(self._database, name).status()
+        return Attached(
+            *(name, made.source, made.embeddings, made.queue, made.model_id or made.model, str(change)), index.state
+        )
 
     async def create_source_documents(self) -> bool:
         """Create the standard document table where it is missing; return whether it was."""
@@ -211,6 +220,10 @@ class PostgresOperations:
     async def status(self) -> list[PipelineStatus]:
         """Depths and exact counts of all pipelines. Reads and hashes every source."""
         return [_status(row) for row in await self._database.call("SELECT * FROM sidecar.list_status()")]
+
+    async def indexes(self) -> list[IndexStatus]:
+        """The index of every pipeline, by name."""
+        return await indexes(self._database)
 
     async def search(self, name: str, query: Vector, k: int) -> list[Match]:
         """Find the ``k`` nearest chunks, best first.
@@ -293,6 +306,7 @@ def _status(row: asyncpg.Record) -> PipelineStatus:
         stale=row["stale"],
         missing=row["missing"],
         coverage=row["coverage"],
+        index=IndexState(row["index_state"]),
     )
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from pgvector import Vector
 
+from sidecar_daemon.adapters.postgres.indexing import indexes
+from sidecar_daemon.domain.indexing import IndexState
 from sidecar_daemon.domain.messages import (
     ContentHash,
     DocumentKey,
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
     import asyncpg
 
+    from sidecar_daemon.adapters.postgres.indexing import IndexStatus
     from sidecar_daemon.adapters.postgres.pool import Database
     from sidecar_daemon.domain.messages import Settlement
 
@@ -244,15 +247,16 @@ class PostgresCatalog:
     async def observe(self) -> Observation:
         """See ``ports.Catalog.observe``."""
         rows = await self._database.call("SELECT * FROM sidecar.observe()")
+        kept = {index.pipeline: index for index in await indexes(self._database)}
         (oldest,) = await self._database.call("SELECT * FROM sidecar.oldest_transaction()")
         return Observation(
-            pipelines=tuple(_observation(row) for row in rows),
+            pipelines=tuple(_observation(row, kept.get(row["pipeline"])) for row in rows),
             oldest_transaction_seconds=oldest["age_seconds"],
             oldest_xmin_age=oldest["xmin_age"],
         )
 
 
-def _observation(row: asyncpg.Record) -> PipelineObservation:
+def _observation(row: asyncpg.Record, index: IndexStatus | None) -> PipelineObservation:
     return PipelineObservation(
         pipeline=PipelineName(row["pipeline"]),
         enabled=row["enabled"],
@@ -264,6 +268,8 @@ def _observation(row: asyncpg.Record) -> PipelineObservation:
         walking=row["walking"],
         scanned=row["scanned"],
         sweep_age_seconds=row["sweep_age_seconds"],
+        index=IndexState.NONE if index is None else index.state,
+        backfilling=index is not None and index.backfilling,
     )
 
 
