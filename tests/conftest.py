@@ -131,7 +131,8 @@ def template(cluster: EmbeddedServer) -> str:
     return "template_sidecar"
 
 
-def _fresh(cluster: EmbeddedServer, template: str) -> Iterator[str]:
+def fresh_database(cluster: EmbeddedServer, template: str) -> Iterator[str]:
+    """A copy of a database, dropped at the end; its URL."""
     name = f"test_{next(_numbers)}"
     admin(cluster.dsn(), f"CREATE DATABASE {name} TEMPLATE {template}")
     yield cluster.dsn(name)
@@ -141,13 +142,13 @@ def _fresh(cluster: EmbeddedServer, template: str) -> Iterator[str]:
 @pytest.fixture
 def empty_url(cluster: EmbeddedServer) -> Iterator[str]:
     """URL of a fresh database without anything in it."""
-    yield from _fresh(cluster, "template0")
+    yield from fresh_database(cluster, "template0")
 
 
 @pytest.fixture
 def database_url(cluster: EmbeddedServer, template: str) -> Iterator[str]:
     """URL of a fresh, migrated database, for a superuser."""
-    yield from _fresh(cluster, template)
+    yield from fresh_database(cluster, template)
 
 
 @pytest.fixture
