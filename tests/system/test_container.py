@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+pytestmark = pytest.mark.long
+
 PASSWORD = "not-in-any-log"  # noqa: S105  of a throw-away server
 
 
