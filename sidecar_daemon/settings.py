@@ -20,7 +20,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from sidecar_daemon.domain.errors import Fatal
-from sidecar_daemon.telemetry import LogFormat, redact
+from sidecar_daemon.domain.log_lines import LogFormat, redact
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

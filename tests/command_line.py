@@ -1,14 +1,19 @@
-"""The real command line as a process of its own."""
+"""The real command line: as a process of its own, or called within this one, which costs a fraction of it."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import io
 import json
 import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+from sidecar_daemon.cli import run_command_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -50,16 +55,13 @@ async def launch(
         stdin: a file descriptor; None for none.
         path: a folder whose modules win over all others.
     """
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("SIDECAR_")}
-    ours = {"MODELS_DIR": str(MODELS), **settings}
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "sidecar_daemon", *arguments),
         stdin=asyncio.subprocess.DEVNULL if stdin is None else stdin,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         cwd=cwd,
-        env=kept
-        | {f"SIDECAR_{name}": value for name, value in ours.items()}
+        env=_environment(settings)
         | {"PYTHONPATH": os.pathsep.join(str(each) for each in (path, ROOT) if each is not None)},
     )
 
@@ -84,3 +86,32 @@ async def sidecar(
 ) -> Finished:
     """Run a command to its end; see ``start``."""
     return await ended(await start(*arguments, database_url=database_url, cwd=cwd, **settings))
+
+
+async def called(
+    *arguments: str, database_url: str | None = None, cwd: Path | str | None = None, **settings: str
+) -> Finished:
+    """Run a command as ``sidecar`` does, but in a thread of this process: parser, settings, app and output are real.
+
+    What only a process shows is left out: how it starts, signals, streams that are closed or no UTF-8, a terminal.
+    """
+    url = {} if database_url is None else {"DATABASE_URL": database_url}
+    nothing, out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(3))
+    with (
+        patch.dict(os.environ, _environment({**url, **settings}), clear=True),
+        patch.multiple(sys, stdin=nothing, stdout=out, stderr=err),
+        contextlib.chdir(cwd or Path.cwd()),
+    ):
+        code = await asyncio.to_thread(run_command_line, arguments)
+    return Finished(code, _written(out), _written(err))
+
+
+def _environment(settings: Mapping[str, str]) -> dict[str, str]:
+    """This process's environment with nothing of ours but these settings."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("SIDECAR_")}
+    return kept | {f"SIDECAR_{name}": value for name, value in {"MODELS_DIR": str(MODELS), **settings}.items()}
+
+
+def _written(stream: io.TextIOWrapper) -> str:
+    stream.seek(0)
+    return stream.read()

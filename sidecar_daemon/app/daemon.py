@@ -27,11 +27,12 @@ from sidecar_daemon.app.documents import status_document
 from sidecar_daemon.app.overview import Letters, Overviews
 from sidecar_daemon.app.runtimes import choose_runtime, this_machine
 from sidecar_daemon.app.service import Service
+from sidecar_daemon.domain.log_lines import LogFormat
 from sidecar_daemon.domain.pulse import Pulse
 from sidecar_daemon.patience import Patience
 from sidecar_daemon.settings import Pooler, Settings, installed_folder
 from sidecar_daemon.supervisor import Supervisor
-from sidecar_daemon.telemetry import LogFormat, Telemetry, build_version, configure_logging
+from sidecar_daemon.telemetry import Telemetry, build_version, configure_logging
 from sidecar_daemon.telemetry.remedies import remedy
 
 if TYPE_CHECKING:

@@ -7,28 +7,23 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-import numpy as np
-
 from sidecar_daemon.adapters.postgres.migrate import check_version, migrate
 from sidecar_daemon.adapters.postgres.operations import STANDARD_TABLE, Attachment, PostgresOperations
 from sidecar_daemon.adapters.postgres.pool import Database, Limits
-from sidecar_daemon.app.model_files import load_embedder, manifest_of
+from sidecar_daemon.app.model_files import manifest_of
 from sidecar_daemon.domain.errors import Fatal
 from sidecar_daemon.domain.explanation import ExplainLimits, explain
 from sidecar_daemon.domain.indexing import DeferIndex
 from sidecar_daemon.domain.messages import LongDocuments
-from sidecar_daemon.domain.windows import combine_windows
 from sidecar_daemon.settings import Pooler, installed_folder
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from sidecar_daemon.adapters.postgres.migrate import MigrationReport
-    from sidecar_daemon.adapters.postgres.operations import Attached, Match, SweepProgress
+    from sidecar_daemon.adapters.postgres.operations import Attached, SweepProgress
     from sidecar_daemon.domain.explanation import Explanation
-    from sidecar_daemon.domain.messages import Vector
     from sidecar_daemon.domain.tracing import DocumentFacts
-    from sidecar_daemon.ports import Embedder
     from sidecar_daemon.settings import Settings
 
 T = TypeVar("T")
@@ -126,49 +121,6 @@ async def attach(settings: Settings, request: AttachRequest) -> Attached:
         if standard:
             await database.create_source_documents()
         return await database.attach(wanted)
-
-
-@dataclass(frozen=True, slots=True)
-class Searcher:
-    """Searches one pipeline by meaning, with the pipeline's own model."""
-
-    pipeline: str
-    embedder: Embedder
-    database: PostgresOperations
-
-    async def find(self, text: str, k: int) -> list[Match]:
-        """The ``k`` nearest chunks, best first. Raises ``Fatal`` (``bad_query``) for a blank or invalid text."""
-        vector = await asyncio.to_thread(embed_query, self.embedder, text)
-        return await self.database.search(self.pipeline, vector, k)
-
-
-@asynccontextmanager
-async def searcher(settings: Settings, pipeline: str) -> AsyncIterator[Searcher]:
-    """Open the database and load the model that the pipeline names.
-
-    Raises:
-        Fatal: the pipeline is unknown, or its model is not pulled; the line names the command that mends it.
-    """
-    async with operations(settings) as database:
-        found = await database.pipeline(pipeline)
-        embedder = await asyncio.to_thread(load_embedder, settings, found)
-        yield Searcher(pipeline, embedder, database)
-
-
-def embed_query(embedder: Embedder, text: str) -> Vector:
-    """One vector for a query of any length: float32 of shape ``(dimensions,)``, L2 norm 1.
-
-    Raises:
-        Fatal: ``bad_query``, the text is blank or not valid Unicode.
-    """
-    if not text.strip():
-        raise Fatal("bad_query", "the query is empty: give some words to search for")
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise Fatal("bad_query", "the query is not valid UTF-8 text")
-    windows = embedder.tokenize(text)
-    # One by one: a query of many windows must not claim the memory of a batch.
-    vectors = np.concatenate([embedder.embed([window.ids]) for window in windows])
-    return combine_windows(vectors, [window.content_tokens for window in windows])
 
 
 async def sweep(

@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from sidecar_daemon import doctor as diagnosis
 from sidecar_daemon.app import operations
 from sidecar_daemon.cli.output import JsonFlag, PipelineArgument, print_json, say
 from sidecar_daemon.cli.tracing import explanation_document, explanation_lines
@@ -31,6 +30,8 @@ def doctor(context: typer.Context, *, as_json: JsonFlag = False) -> None:
     if context.invoked_subcommand is not None:
         context.obj = as_json
         return
+    from sidecar_daemon import doctor as diagnosis  # noqa: PLC0415  nobody else needs it
+
     checks = asyncio.run(diagnosis.examine(Settings.read()))
     healthy = diagnosis.healthy(checks)
     if as_json:

@@ -9,8 +9,8 @@ import typer
 from sidecar_daemon.app import operations
 from sidecar_daemon.cli.output import JsonFlag, exit_code, note, print_json, say
 from sidecar_daemon.domain.errors import SidecarError
+from sidecar_daemon.domain.log_lines import LogFormat
 from sidecar_daemon.settings import Settings, wanted_log_format
-from sidecar_daemon.telemetry import LogFormat
 
 
 def register(app: typer.Typer) -> None:

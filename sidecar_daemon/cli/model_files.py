@@ -8,7 +8,6 @@ import typer
 
 from sidecar_daemon.app import model_files
 from sidecar_daemon.cli.output import JsonFlag, print_json, print_table, say
-from sidecar_daemon.cli.progress import pull_progress
 from sidecar_daemon.settings import Settings
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="Name of the model; see `models list`.")]
@@ -43,6 +42,8 @@ def pull(
     as_json: JsonFlag = False,
 ) -> None:
     """Download a model, verify it, make it ready to run. Nothing to do when it is."""
+    from sidecar_daemon.cli.progress import pull_progress  # noqa: PLC0415  nobody else needs bars
+
     with pull_progress() as progress:
         pulled = model_files.pull_model(Settings.read(), model, progress=progress, source=source)
     if as_json:

@@ -179,10 +179,11 @@ def search(
     as_json: JsonFlag = False,
 ) -> None:
     """Search a pipeline by meaning, with the pipeline's own model."""
+    from sidecar_daemon.app.searching import searcher  # noqa: PLC0415  numpy is slow to load
 
     async def find() -> list[Match]:
-        async with operations.searcher(Settings.read(), pipeline) as searcher:
-            return await searcher.find(text, k)
+        async with searcher(Settings.read(), pipeline) as opened:
+            return await opened.find(text, k)
 
     found = asyncio.run(find())
     if as_json:

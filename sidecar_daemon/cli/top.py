@@ -97,9 +97,9 @@ class _Watching:
             return self._code
         screen = Live(self, console=self._screen, screen=True, auto_refresh=False)
         keyboard = Keyboard(self._end)
-        with keyboard, screen:
-            loop.add_signal_handler(signal.SIGWINCH, screen.refresh)
-            loop.add_signal_handler(signal.SIGTSTP, self._suspend, screen, keyboard)
+        loop.add_signal_handler(signal.SIGWINCH, screen.refresh)
+        loop.add_signal_handler(signal.SIGTSTP, self._suspend, screen, keyboard)
+        with keyboard, screen:  # draws the first frame: whoever sees it may press Ctrl-Z
             while not self._stop.is_set():
                 screen.refresh()
                 await self._unless_stopped(asyncio.create_task(asyncio.sleep(self._interval)))

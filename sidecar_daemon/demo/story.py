@@ -11,7 +11,8 @@ from uuid import UUID
 
 from sidecar_daemon.adapters.postgres.queue import PostgresCatalog
 from sidecar_daemon.adapters.postgres.source_documents import DocumentTable, StandardDocument
-from sidecar_daemon.app.operations import opened_database, operations, searcher
+from sidecar_daemon.app.operations import opened_database, operations
+from sidecar_daemon.app.searching import searcher
 from sidecar_daemon.demo.corpus import Docstring, standard_library
 from sidecar_daemon.domain.errors import Fatal
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from sidecar_daemon.adapters.postgres.operations import PipelineStatus
-    from sidecar_daemon.app.operations import Searcher
+    from sidecar_daemon.app.searching import Searcher
     from sidecar_daemon.demo.process import DaemonProcess
     from sidecar_daemon.demo.screen import Screen
     from sidecar_daemon.settings import Settings

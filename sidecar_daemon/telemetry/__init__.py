@@ -16,7 +16,7 @@ from sidecar_daemon.domain.errors import Fatal, SidecarError
 from sidecar_daemon.domain.indexing import IndexState
 from sidecar_daemon.domain.messages import Lane
 from sidecar_daemon.domain.outcomes import Outcome
-from sidecar_daemon.telemetry.logs import LogFormat, configure_logging, redact, safe_message
+from sidecar_daemon.telemetry.logs import configure_logging, safe_message
 from sidecar_daemon.telemetry.metrics import Bounded, Metrics
 from sidecar_daemon.telemetry.recent import Recent
 from sidecar_daemon.telemetry.remedies import remedy
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from sidecar_daemon.domain.messages import DocumentKey, ModelId, Observation, PipelineName, SweepWindow
 
-__all__ = ["BatchSettled", "LogFormat", "Telemetry", "build_version", "configure_logging", "redact", "safe_message"]
+__all__ = ["BatchSettled", "Telemetry", "build_version", "configure_logging", "safe_message"]
 
 
 CIRCUIT_STATES = ("closed", "half_open", "open")

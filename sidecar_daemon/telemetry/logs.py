@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import sys
 import traceback
 from enum import StrEnum
@@ -11,29 +10,14 @@ from typing import TYPE_CHECKING, TextIO
 
 import structlog
 
+from sidecar_daemon.domain import log_lines
 from sidecar_daemon.domain.errors import SidecarError
+from sidecar_daemon.domain.log_lines import LogFormat
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
-
-_URL_PASSWORD = re.compile(r"(?P<head>\b[a-z][a-z0-9+.-]*://[^\s:/@]*):[^\s/]*@", re.IGNORECASE)
-_NAMED_PASSWORD = re.compile(r"(?P<head>\b(?:ssl)?password\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s&'\"]+)", re.IGNORECASE)
-
-
-class LogFormat(StrEnum):
-    """How log lines look."""
-
-    AUTO = "auto"
-    """Console on a terminal, JSON elsewhere."""
-    JSON = "json"
-    CONSOLE = "console"
-
-
-def redact(text: str) -> str:
-    """Replace the passwords in URLs and connection strings by ``***``: the last defence, not the first."""
-    return _NAMED_PASSWORD.sub(r"\g<head>***", _URL_PASSWORD.sub(r"\g<head>:***@", text))
 
 
 class _Handler(logging.StreamHandler[TextIO]):
@@ -120,7 +104,7 @@ def _redact_value(value: object) -> object:
         case StrEnum():
             return value.value
         case str():
-            return redact(value)
+            return log_lines.redact(value)
         case dict():
             return {key: _redact_value(item) for key, item in value.items()}
         case list() | tuple() | set() | frozenset():
@@ -128,7 +112,7 @@ def _redact_value(value: object) -> object:
         case None | bool() | int() | float():
             return value
         case _:
-            return redact(str(value))
+            return log_lines.redact(str(value))
 
 
 def _render_exception(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
@@ -158,8 +142,8 @@ def safe_message(error: BaseException) -> str:
     """
     kind = type(error)
     if isinstance(error, SidecarError):
-        return f"{kind.__name__}[{error.code}]: {redact(str(error))}"
+        return f"{kind.__name__}[{error.code}]: {log_lines.redact(str(error))}"
     if kind.__module__ == "builtins":
-        return f"{kind.__name__}: {redact(str(error))[:200]}"
+        return f"{kind.__name__}: {log_lines.redact(str(error))[:200]}"
     sqlstate = getattr(error, "sqlstate", None)
     return f"{kind.__module__}.{kind.__name__}" + (f" (SQLSTATE {sqlstate})" if sqlstate else "")

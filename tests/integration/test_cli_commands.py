@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sidecar_daemon.cli import run_command_line
-from tests.command_line import MODELS, ROOT, Finished, ended, launch, sidecar, start
+from tests.command_line import MODELS, ROOT, Finished, called, ended, launch, sidecar, start
 from tests.conftest import admin
 from tests.daemon import Daemon
 from tests.terminal import terminal
@@ -26,19 +26,6 @@ if TYPE_CHECKING:
     import asyncpg
 
 LANE = {"depth": 0, "in_flight": 0, "oldest_seconds": 0.0}
-
-
-@pytest.fixture
-async def notes(database_url: str) -> str:
-    """A database with three rows of ``notes`` (one blank), attached with the tiny model."""
-    admin(
-        database_url,
-        "CREATE TABLE notes (id int PRIMARY KEY, body text)",
-        "INSERT INTO notes VALUES (1, 'one fish'), (2, 'two fish'), (3, '  ')",
-    )
-    assert (await sidecar("models", "pull", "tiny")).code == 0
-    assert (await sidecar("attach", "notes", "body", "--model", "tiny", database_url=database_url)).code == 0
-    return database_url
 
 
 async def plant_dead_letters(url: str, connection: asyncpg.Connection, count: int) -> list[int]:
@@ -61,15 +48,15 @@ async def test_migrate_says_what_it_did_and_then_that_there_is_nothing_to_do(emp
 
 async def test_attach_pins_the_model_and_says_what_comes_next(database_url: str, tmp_path: Path) -> None:
     admin(database_url, "CREATE TABLE notes (id int PRIMARY KEY, body text)")
-    first = await sidecar(
+    first = await called(
         "attach", "notes", "body", "--model", "tiny", database_url=database_url, MODELS_DIR=str(tmp_path)
     )
     assert first.code == 0
     assert "notes: created" in first.out
     for step in ("models pull tiny", "sidecar-daemon run", "sidecar-daemon status", "sidecar-daemon search notes"):
         assert step in first.out
-    again = await sidecar("attach", "notes", "body", "--model", "tiny", "--json", database_url=database_url)
-    models = {model["name"]: model["model_id"] for model in (await sidecar("models", "list", "--json")).json}
+    again = await called("attach", "notes", "body", "--model", "tiny", "--json", database_url=database_url)
+    models = {model["name"]: model["model_id"] for model in (await called("models", "list", "--json")).json}
     assert again.json == {
         "name": "notes",
         "source": "public.notes",
@@ -85,7 +72,7 @@ async def test_attach_options_and_quoted_names(database_url: str, connection: as
     admin(database_url, 'CREATE TABLE "My Docs" ("Doc Id" text NOT NULL UNIQUE, "Title" text, "Body" text)')
     options = ("--key", "Doc Id", "--name", "docs", "--embeddings", "vectors", "--queue", "docs_queue")
     flags = ("--long-documents", "chunks", "--no-store-text", "--no-index", "--model", "tiny")
-    made = await sidecar(
+    made = await called(
         "attach", 'public."My Docs"', "Title", "Body", *options, *flags, "--json", database_url=database_url
     )
     assert made.json["name"] == "docs"
@@ -99,7 +86,7 @@ async def test_attach_options_and_quoted_names(database_url: str, connection: as
 
 
 async def test_attach_create_makes_the_standard_table(database_url: str, connection: asyncpg.Connection) -> None:
-    made = (await sidecar("attach", "--create", "--model", "tiny", "--json", database_url=database_url)).json
+    made = (await called("attach", "--create", "--model", "tiny", "--json", database_url=database_url)).json
     assert made["name"] == "source_documents"
     assert made["embeddings"] == "public.document_embeddings"
     assert made["queue"] == "embedding_queue"
@@ -109,7 +96,7 @@ async def test_attach_create_makes_the_standard_table(database_url: str, connect
 
 
 async def test_status_has_the_documented_shape(notes: str) -> None:
-    shown = (await sidecar("status", "--json", database_url=notes)).json
+    shown = (await called("status", "--json", database_url=notes)).json
     (pipeline,) = shown["pipelines"]
     assert pipeline.pop("model").startswith("tiny@")
     assert shown == {
@@ -129,7 +116,7 @@ async def test_status_has_the_documented_shape(notes: str) -> None:
             }
         ]
     }
-    table = await sidecar("status", database_url=notes)
+    table = await called("status", database_url=notes)
     assert "public.notes" in table.out
 
 
@@ -146,12 +133,12 @@ async def test_status_on_a_narrow_terminal_does_without_columns(notes: str, colu
 
 
 async def test_status_without_a_pipeline(database_url: str) -> None:
-    assert (await sidecar("status", "--json", database_url=database_url)).json == {"pipelines": []}
-    assert "attach a table" in (await sidecar("status", database_url=database_url)).out
+    assert (await called("status", "--json", database_url=database_url)).json == {"pipelines": []}
+    assert "attach a table" in (await called("status", database_url=database_url)).out
 
 
 async def test_sweep_finds_what_is_missing(notes: str) -> None:
-    swept = (await sidecar("sweep", "notes", "--json", database_url=notes, SWEEP_ROWS="1")).json
+    swept = (await called("sweep", "notes", "--json", database_url=notes, SWEEP_ROWS="1")).json
     assert swept == {
         "pipeline": "notes",
         "finished": True,
@@ -162,18 +149,18 @@ async def test_sweep_finds_what_is_missing(notes: str) -> None:
         "surplus": 0,
         "enqueued": 2,
     }
-    again = await sidecar("sweep", "notes", database_url=notes)
+    again = await called("sweep", "notes", database_url=notes)
     assert "3 rows scanned, 0 enqueued" in again.out  # what waits in a lane is not sent again
-    depth = (await sidecar("status", "--json", database_url=notes)).json["pipelines"][0]["queue"]["bulk"]["depth"]
+    depth = (await called("status", "--json", database_url=notes)).json["pipelines"][0]["queue"]["bulk"]["depth"]
     assert depth == 2
 
 
 async def test_sweep_now_begins_the_walk_and_leaves_the_rest_to_daemons(
     notes: str, connection: asyncpg.Connection
 ) -> None:
-    begun = (await sidecar("sweep", "notes", "--now", "--json", database_url=notes, SWEEP_ROWS="1")).json
+    begun = (await called("sweep", "notes", "--now", "--json", database_url=notes, SWEEP_ROWS="1")).json
     assert (begun["pipeline"], begun["finished"], begun["scanned"]) == ("notes", False, 1)
-    told = await sidecar("sweep", "notes", "--now", database_url=notes, SWEEP_ROWS="1")
+    told = await called("sweep", "notes", "--now", database_url=notes, SWEEP_ROWS="1")
     assert (told.code, told.err) == (0, "")
     assert "notes: 1 row scanned" in told.out
     assert "so far; running daemons walk the rest" in told.out
@@ -183,26 +170,26 @@ async def test_sweep_now_begins_the_walk_and_leaves_the_rest_to_daemons(
 
 async def test_sweep_without_a_name_walks_every_pipeline_that_is_not_paused(notes: str) -> None:
     admin(notes, "CREATE TABLE letters (id int PRIMARY KEY, body text)")
-    assert (await sidecar("attach", "letters", "body", "--model", "tiny", database_url=notes)).code == 0
-    assert [each["pipeline"] for each in (await sidecar("sweep", "--json", database_url=notes)).json] == [
+    assert (await called("attach", "letters", "body", "--model", "tiny", database_url=notes)).code == 0
+    assert [each["pipeline"] for each in (await called("sweep", "--json", database_url=notes)).json] == [
         "letters",
         "notes",
     ]
-    assert (await sidecar("pause", "letters", database_url=notes)).code == 0
-    swept = await sidecar("sweep", "--now", database_url=notes)
+    assert (await called("pause", "letters", database_url=notes)).code == 0
+    swept = await called("sweep", "--now", database_url=notes)
     assert (swept.code, swept.err) == (0, "letters is paused: not swept\n")
     assert swept.out.startswith("notes: 3 rows scanned")
     assert len(swept.out.splitlines()) == 1
 
 
 async def test_sweep_without_a_pipeline(database_url: str) -> None:
-    nothing = await sidecar("sweep", "--json", database_url=database_url)
+    nothing = await called("sweep", "--json", database_url=database_url)
     assert (nothing.json, "attach a table" in nothing.err) == ([], True)
 
 
 async def test_sweep_beside_a_running_daemon_tells_the_whole_walk(notes: str) -> None:
     async with Daemon(notes, MODELS, {"POLL_MAX": "0.2"}):
-        swept = (await sidecar("sweep", "notes", "--json", database_url=notes)).json
+        swept = (await called("sweep", "notes", "--json", database_url=notes)).json
         assert swept["finished"]
         assert swept["scanned"] == 3
 
@@ -220,49 +207,49 @@ async def test_sweep_waits_for_the_replica_that_walks(notes: str, connection: as
 
 
 async def test_pause_and_resume(notes: str) -> None:
-    paused = await sidecar("pause", "notes", "--json", database_url=notes)
+    paused = await called("pause", "notes", "--json", database_url=notes)
     assert paused.json == {"pipeline": "notes", "enabled": False, "changed": True}
-    assert "was already paused" in (await sidecar("pause", "notes", database_url=notes)).out
-    shown = (await sidecar("status", database_url=notes)).out.splitlines()
+    assert "was already paused" in (await called("pause", "notes", database_url=notes)).out
+    shown = (await called("status", database_url=notes)).out.splitlines()
     assert "paused" in shown[1]
     assert shown[2] == ("notes is paused: edits are queued, nothing is embedded until sidecar-daemon resume notes")
-    assert (await sidecar("status", "--json", database_url=notes)).json["pipelines"][0]["enabled"] is False
-    swept = await sidecar("sweep", "notes", database_url=notes)
+    assert (await called("status", "--json", database_url=notes)).json["pipelines"][0]["enabled"] is False
+    swept = await called("sweep", "notes", database_url=notes)
     assert (swept.code, swept.err) == (1, "error: pipeline notes is paused\n")
-    assert (await sidecar("resume", "notes", "--json", database_url=notes)).json["changed"] is True
+    assert (await called("resume", "notes", "--json", database_url=notes)).json["changed"] is True
 
 
 async def test_search_finds_the_nearest(notes: str, connection: asyncpg.Connection) -> None:
     async with Daemon(notes, MODELS):
         await eventually(lambda: connection.fetchval("SELECT count(*) = 2 FROM notes_embeddings"), 60)
-    found = (await sidecar("search", "notes", "two fish", "-k", "1", "--json", database_url=notes)).json
+    found = (await called("search", "notes", "two fish", "-k", "1", "--json", database_url=notes)).json
     assert found == [{"key": "2", "chunk_no": 0, "similarity": pytest.approx(1.0), "source_text": "two fish"}]
-    assert "two fish" in (await sidecar("search", "notes", "two fish", database_url=notes)).out
+    assert "two fish" in (await called("search", "notes", "two fish", database_url=notes)).out
     long = "fish and chips " * 200
-    assert len((await sidecar("search", "notes", long, "--json", database_url=notes)).json) == 2
+    assert len((await called("search", "notes", long, "--json", database_url=notes)).json) == 2
 
 
 async def test_dead_letters_are_listed_shown_replayed_and_purged(notes: str, connection: asyncpg.Connection) -> None:
-    assert (await sidecar("dead-letters", "list", "notes", "--json", database_url=notes)).json == []
+    assert (await called("dead-letters", "list", "notes", "--json", database_url=notes)).json == []
     first, second, third = await plant_dead_letters(notes, connection, 3)
-    listed = (await sidecar("dead-letters", "list", "notes", "--json", database_url=notes)).json
+    listed = (await called("dead-letters", "list", "notes", "--json", database_url=notes)).json
     assert [letter["id"] for letter in listed] == [first, second, third]
     assert {letter["reason"] for letter in listed} == {"malformed"}
-    table = await sidecar("dead-letters", "list", "notes", database_url=notes)
+    table = await called("dead-letters", "list", "notes", database_url=notes)
     assert len(table.out.splitlines()) == 4
     assert re.search(r"malformed +1 +[0-9.]+ (ms|s|min) +no *$", table.out.splitlines()[1])
 
-    shown = (await sidecar("dead-letters", "show", "notes", str(second), "--json", database_url=notes)).json
+    shown = (await called("dead-letters", "show", "notes", str(second), "--json", database_url=notes)).json
     assert shown.pop("age_seconds") >= listed[1].pop("age_seconds") >= 0
     assert shown == listed[1]
     assert json.loads(shown["message"])["foreign"] == 1
-    assert '"foreign": 1' in (await sidecar("dead-letters", "show", "notes", str(second), database_url=notes)).out
+    assert '"foreign": 1' in (await called("dead-letters", "show", "notes", str(second), database_url=notes)).out
 
-    replayed = await sidecar("dead-letters", "replay", "notes", str(first), "--json", database_url=notes)
+    replayed = await called("dead-letters", "replay", "notes", str(first), "--json", database_url=notes)
     assert replayed.json == {"pipeline": "notes", "replayed": 1}
-    purged = await sidecar("dead-letters", "purge", "notes", "--all", "--json", database_url=notes)
+    purged = await called("dead-letters", "purge", "notes", "--all", "--json", database_url=notes)
     assert purged.json == {"pipeline": "notes", "purged": 2}
-    queue = (await sidecar("status", "--json", database_url=notes)).json["pipelines"][0]["queue"]
+    queue = (await called("status", "--json", database_url=notes)).json["pipelines"][0]["queue"]
     assert (queue["live"]["depth"], queue["dead"]) == (1, 0)
 
 
@@ -271,11 +258,11 @@ async def test_detach_drops_the_vectors_unless_told_otherwise(
     notes: str, connection: asyncpg.Connection, keep: bool
 ) -> None:
     flags = ["--keep-embeddings"] if keep else []
-    done = await sidecar("detach", "notes", "--yes", *flags, "--json", database_url=notes)
+    done = await called("detach", "notes", "--yes", *flags, "--json", database_url=notes)
     assert done.json == {"pipeline": "notes", "embeddings": "public.notes_embeddings", "kept": keep}
     assert await connection.fetchval("SELECT to_regclass('public.notes_embeddings') IS NOT NULL") is keep
     assert await connection.fetchval("SELECT count(*) FROM notes") == 3
-    assert (await sidecar("status", "--json", database_url=notes)).json == {"pipelines": []}
+    assert (await called("status", "--json", database_url=notes)).json == {"pipelines": []}
 
 
 @pytest.mark.parametrize(("answer", "code", "left"), [("y\n", 0, 0), ("n\n", 130, 1)])
@@ -290,7 +277,7 @@ async def test_detach_asks_on_a_terminal(notes: str, answer: str, code: int, lef
         os.close(theirs)
     assert finished.code == code, finished
     assert "the vectors in public.notes_embeddings" in finished.err
-    assert len((await sidecar("status", "--json", database_url=notes)).json["pipelines"]) == left
+    assert len((await called("status", "--json", database_url=notes)).json["pipelines"]) == left
 
 
 async def test_models_are_listed_pulled_and_verified(tmp_path: Path) -> None:
@@ -298,19 +285,19 @@ async def test_models_are_listed_pulled_and_verified(tmp_path: Path) -> None:
 
     async def states() -> dict[str, Any]:
         return {
-            each["name"]: each["state"] for each in (await sidecar("models", "list", "--json", MODELS_DIR=here)).json
+            each["name"]: each["state"] for each in (await called("models", "list", "--json", MODELS_DIR=here)).json
         }
 
     assert await states() == dict.fromkeys(("all-minilm-l6-v2", "gte-small", "tiny"), "model_missing")
-    assert "no model is pulled" in (await sidecar("models", "verify", MODELS_DIR=here)).out
-    pulled = await sidecar("models", "pull", "tiny", "--json", MODELS_DIR=here)
+    assert "no model is pulled" in (await called("models", "verify", MODELS_DIR=here)).out
+    pulled = await called("models", "pull", "tiny", "--json", MODELS_DIR=here)
     assert pulled.json["source"] == "seed"
     assert "exporting" in pulled.err
-    assert (await sidecar("models", "pull", "tiny", "--json", MODELS_DIR=here)).json["source"] == "present"
+    assert (await called("models", "pull", "tiny", "--json", MODELS_DIR=here)).json["source"] == "present"
     assert (await states())["tiny"] == "pulled"
-    (verified,) = (await sidecar("models", "verify", "--json", MODELS_DIR=here)).json
+    (verified,) = (await called("models", "verify", "--json", MODELS_DIR=here)).json
     assert (verified["name"], verified["state"]) == ("tiny", "pulled")
-    missing = await sidecar("models", "verify", "gte-small", MODELS_DIR=here)
+    missing = await called("models", "verify", "gte-small", MODELS_DIR=here)
     assert missing.code == 1
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.command_line import MODELS, Finished, sidecar
+from tests.command_line import MODELS, Finished, called, sidecar
 from tests.conftest import admin
 from tests.daemon import free_port
 
@@ -48,7 +48,7 @@ async def test_no_database_is_named(command: tuple[str, ...], tmp_path: Path) ->
 async def test_an_unreachable_database(command: tuple[str, ...]) -> None:
     place = f"127.0.0.1:{free_port()}/shop"
     url = f"postgresql://me:{PASSWORD}@{place}"
-    refused(await sidecar(*command, database_url=url), 1, f"me@{place}", "connection refused")
+    refused(await called(*command, database_url=url), 1, f"me@{place}", "connection refused")
 
 
 async def test_a_wrong_password_and_an_unknown_database(server: EmbeddedServer) -> None:
@@ -60,33 +60,33 @@ async def test_a_wrong_password_and_an_unknown_database(server: EmbeddedServer) 
     with strict:
         admin(strict.dsn(), "CREATE ROLE shopkeeper LOGIN PASSWORD 'r1ght'")
         wrong = strict.dsn("postgres", "shopkeeper", PASSWORD)
-        refused(await sidecar("status", database_url=wrong), 1, "password authentication failed", "shopkeeper@")
+        refused(await called("status", database_url=wrong), 1, "password authentication failed", "shopkeeper@")
         absent = strict.dsn("absent", "shopkeeper", "r1ght")
-        refused(await sidecar("status", database_url=absent), 1, '"absent" does not exist')
+        refused(await called("status", database_url=absent), 1, '"absent" does not exist')
 
 
 async def test_a_missing_extension(empty_url: str) -> None:
     admin(empty_url, "CREATE ROLE plain_owner LOGIN", "GRANT ALL ON SCHEMA public TO plain_owner")
     try:
         url = empty_url.replace("postgres@", "plain_owner@", 1)
-        refused(await sidecar("migrate", database_url=url), 1, "extension vector", "CREATE EXTENSION vector")
+        refused(await called("migrate", database_url=url), 1, "extension vector", "CREATE EXTENSION vector")
     finally:
         admin(empty_url, "DROP OWNED BY plain_owner", "DROP ROLE plain_owner")
 
 
 async def test_a_schema_that_is_missing(empty_url: str) -> None:
-    refused(await sidecar("status", database_url=empty_url), 1, "no schema sidecar", "sidecar-daemon migrate")
+    refused(await called("status", database_url=empty_url), 1, "no schema sidecar", "sidecar-daemon migrate")
 
 
 async def test_a_schema_that_is_too_old(database_url: str) -> None:
     admin(database_url, "UPDATE sidecar.schema_migrations SET version = version - 1")
-    refused(await sidecar("status", database_url=database_url), 1, "this release needs", "sidecar-daemon migrate")
+    refused(await called("status", database_url=database_url), 1, "this release needs", "sidecar-daemon migrate")
 
 
 @pytest.mark.parametrize("command", ["status", "migrate"])
 async def test_a_schema_that_is_too_new(database_url: str, command: str) -> None:
     admin(database_url, "INSERT INTO sidecar.schema_migrations VALUES (9999, 'from_the_future', 'x')")
-    refused(await sidecar(command, database_url=database_url), 1, "schema version 9999", "upgrade the daemon")
+    refused(await called(command, database_url=database_url), 1, "schema version 9999", "upgrade the daemon")
 
 
 @pytest.mark.parametrize(
@@ -98,26 +98,27 @@ async def test_a_schema_that_is_too_new(database_url: str, command: str) -> None
     ],
 )
 async def test_an_unknown_model(database_url: str, command: tuple[str, ...]) -> None:
-    finished = await sidecar(*command, database_url=database_url)
+    finished = await called(*command, database_url=database_url)
     refused(finished, 1, "'gpt-9'", "all-minilm-l6-v2", "gte-small", "tiny")
 
 
 async def test_a_model_that_is_not_pulled_and_one_that_is_damaged(database_url: str, tmp_path: Path) -> None:
     admin(database_url, "CREATE TABLE notes (id int PRIMARY KEY, body text)")
-    assert (await sidecar("attach", "notes", "body", "--model", "tiny", database_url=database_url)).code == 0
+    assert (await called("attach", "notes", "body", "--model", "tiny", database_url=database_url)).code == 0
 
     async def elsewhere(*arguments: str, **settings: str) -> Finished:
-        return await sidecar(*arguments, database_url=database_url, MODELS_DIR=str(tmp_path), **settings)
+        return await called(*arguments, database_url=database_url, MODELS_DIR=str(tmp_path), **settings)
 
     refused(await elsewhere("search", "notes", "x"), 1, "'tiny'", "models pull tiny")
-    await sidecar("models", "pull", "tiny")
+    await called("models", "pull", "tiny")
     shutil.copytree(MODELS / "tiny", tmp_path / "tiny")
     graph = tmp_path / "tiny" / "model.onnx"
     content = bytearray(graph.read_bytes())
     content[len(content) // 2] ^= 1
     graph.write_bytes(content)
     refused(await elsewhere("search", "notes", "x"), 1, "model.onnx", "damaged", "models pull tiny")
-    refused(await elsewhere("run", LOG_LEVEL="critical"), 1, "model.onnx", "damaged", "models pull tiny")
+    daemon = await sidecar("run", database_url=database_url, MODELS_DIR=str(tmp_path), LOG_LEVEL="critical")
+    refused(daemon, 1, "model.onnx", "damaged", "models pull tiny")
     verified = await elsewhere("models", "verify")
     assert verified.code == 1
     assert "model_corrupt" in verified.out
@@ -134,7 +135,7 @@ async def test_a_model_that_is_not_pulled_and_one_that_is_damaged(database_url: 
 )
 async def test_a_bad_setting(command: str, name: str, value: str, words: tuple[str, ...], tmp_path: Path) -> None:
     (tmp_path / ".env").write_text(f"SIDECAR_{name}={value}\n")
-    refused(await sidecar(command, cwd=tmp_path), 2, *words)
+    refused(await called(command, cwd=tmp_path), 2, *words)
     assert os.listdir(tmp_path) == [".env"]  # noqa: PTH208  a demo that refuses leaves nothing behind
 
 
@@ -153,14 +154,14 @@ async def test_a_bad_setting(command: str, name: str, value: str, words: tuple[s
     ],
 )
 async def test_an_unknown_pipeline(database_url: str, command: tuple[str, ...]) -> None:
-    refused(await sidecar(*command, database_url=database_url), 1, "pipeline 'nope' does not exist", "known pipelines")
+    refused(await called(*command, database_url=database_url), 1, "pipeline 'nope' does not exist", "known pipelines")
 
 
 async def test_an_unknown_pipeline_lists_the_known_ones(database_url: str) -> None:
     admin(database_url, "CREATE TABLE notes (id int PRIMARY KEY, body text)")
-    await sidecar("attach", "notes", "body", "--model", "tiny", database_url=database_url)
-    refused(await sidecar("sweep", "note", database_url=database_url), 1, "known pipelines: notes")
-    refused(await sidecar("search", "note", "x", database_url=database_url), 1, "known pipelines: notes")
+    await called("attach", "notes", "body", "--model", "tiny", database_url=database_url)
+    refused(await called("sweep", "note", database_url=database_url), 1, "known pipelines: notes")
+    refused(await called("search", "note", "x", database_url=database_url), 1, "known pipelines: notes")
 
 
 @pytest.mark.parametrize(
@@ -189,7 +190,7 @@ async def test_a_table_that_cannot_be_attached(
         "CREATE VIEW notes_view AS SELECT * FROM notes",
         'CREATE TABLE "My Docs" (id int PRIMARY KEY, body text)',
     )
-    refused(await sidecar("attach", *arguments, "--model", "tiny", database_url=database_url), 1, *words)
+    refused(await called("attach", *arguments, "--model", "tiny", database_url=database_url), 1, *words)
 
 
 @pytest.mark.parametrize(
@@ -212,29 +213,29 @@ async def test_a_table_that_cannot_be_attached(
 )
 async def test_bad_usage(arguments: tuple[str, ...], words: tuple[str, ...], tmp_path: Path) -> None:
     url = f"postgresql://me:{PASSWORD}@127.0.0.1:1/shop"
-    refused(await sidecar(*arguments, database_url=url, cwd=tmp_path), 2, *words)
+    refused(await called(*arguments, database_url=url, cwd=tmp_path), 2, *words)
 
 
 async def test_an_empty_query(database_url: str) -> None:
     admin(database_url, "CREATE TABLE notes (id int PRIMARY KEY, body text)")
-    await sidecar("models", "pull", "tiny")
-    await sidecar("attach", "notes", "body", "--model", "tiny", database_url=database_url)
-    refused(await sidecar("search", "notes", " \n", database_url=database_url), 2, "the query is empty")
-    refused(await sidecar("search", "notes", "a\udcff", database_url=database_url), 2, "not valid UTF-8")
+    await called("models", "pull", "tiny")
+    await called("attach", "notes", "body", "--model", "tiny", database_url=database_url)
+    refused(await called("search", "notes", " \n", database_url=database_url), 2, "the query is empty")
+    refused(await called("search", "notes", "a\udcff", database_url=database_url), 2, "not valid UTF-8")
 
 
 async def test_a_pipeline_of_another_model_version_is_not_searched(database_url: str) -> None:
     admin(database_url, "CREATE TABLE notes (id int PRIMARY KEY, body text)")
-    await sidecar("attach", "notes", "body", "--model", "tiny", database_url=database_url)
+    await called("attach", "notes", "body", "--model", "tiny", database_url=database_url)
     admin(database_url, "UPDATE sidecar.pipelines SET model_id = 'tiny@000000000000'")
-    refused(await sidecar("search", "notes", "x", database_url=database_url), 1, "tiny@000000000000", "attach again")
+    refused(await called("search", "notes", "x", database_url=database_url), 1, "tiny@000000000000", "attach again")
 
 
 async def test_unknown_dead_letters_are_not_passed_over(database_url: str) -> None:
     admin(database_url, "CREATE TABLE notes (id int PRIMARY KEY, body text)")
-    await sidecar("attach", "notes", "body", "--model", "tiny", database_url=database_url)
+    await called("attach", "notes", "body", "--model", "tiny", database_url=database_url)
     for command in ("show", "replay", "purge"):
-        finished = await sidecar("dead-letters", command, "notes", "77", database_url=database_url)
+        finished = await called("dead-letters", command, "notes", "77", database_url=database_url)
         refused(finished, 1, "pipeline notes has no dead letter 77")
 
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from sidecar_daemon.adapters.postgres.embedded import EmbeddedServer
 
+pytestmark = pytest.mark.long
+
 DOCUMENTS = 500
 SLOW = {"THREADS": "1", "BATCH_WINDOWS": "1", "LEASE_SECONDS": "5", "LEASE_MESSAGES": "32", "POLL_MAX": "0.5"}
 """One window a run, so that a fault lands mid-way; the shortest lease, so that a lost one is back soon."""

@@ -12,12 +12,14 @@ import pytest
 
 from sidecar_daemon.demo.corpus import standard_library
 from sidecar_daemon.demo.story import QUESTIONS
-from tests.command_line import Finished, ended, sidecar, start
+from tests.command_line import Finished, called, ended, sidecar, start
 from tests.conftest import short_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+pytestmark = pytest.mark.long
 
 MODEL = "all-minilm-l6-v2"
 
@@ -44,7 +46,7 @@ async def demo(folder: Path) -> Finished:
 
 
 async def test_the_demo_embeds_searches_edits_and_deletes_and_leaves_nothing_running(folder: Path) -> None:
-    await sidecar("models", "pull", MODEL)
+    await called("models", "pull", MODEL)
     first = await demo(folder)
     report = first.json
     assert set(report) == {
@@ -71,7 +73,7 @@ async def test_the_demo_embeds_searches_edits_and_deletes_and_leaves_nothing_run
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_stops_everything_that_was_started(folder: Path, number: signal.Signals) -> None:
-    await sidecar("models", "pull", MODEL)
+    await called("models", "pull", MODEL)
     process = await start("demo", "--json", "--data-dir", str(folder), HTTP_PORT="0")
     assert process.stderr is not None
     async with asyncio.timeout(120):
@@ -87,7 +89,7 @@ async def test_a_signal_stops_everything_that_was_started(folder: Path, number: 
 
 
 async def test_a_daemon_that_dies_is_told_and_the_database_is_stopped(folder: Path) -> None:
-    await sidecar("models", "pull", MODEL)
+    await called("models", "pull", MODEL)
     process = await start("demo", "--data-dir", str(folder), HTTP_PORT="0")
     assert process.stdout is not None
     async with asyncio.timeout(120):

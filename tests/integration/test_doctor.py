@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.command_line import sidecar
+from tests.command_line import called
 from tests.conftest import admin
 from tests.daemon import free_port
 
@@ -15,18 +15,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@pytest.fixture
-async def notes(database_url: str) -> str:
-    """A database where ``notes`` is attached with the tiny model, which is pulled."""
-    admin(database_url, "CREATE TABLE notes (id int PRIMARY KEY, body text)")
-    assert (await sidecar("models", "pull", "tiny")).code == 0
-    assert (await sidecar("attach", "notes", "body", "--model", "tiny", database_url=database_url)).code == 0
-    return database_url
-
-
 async def examine(database_url: str, **settings: str) -> tuple[int, dict[str, dict[str, Any]]]:
     """Exit code and checks by name."""
-    finished = await sidecar("doctor", "--json", database_url=database_url, **settings)
+    finished = await called("doctor", "--json", database_url=database_url, **settings)
     assert finished.err == ""
     report = json.loads(finished.out)
     assert report["ok"] is (finished.code == 0)
@@ -39,7 +30,7 @@ async def test_all_is_well(notes: str) -> None:
     assert {check["state"] for name, check in checks.items() if name != "threads"} == {"ok"}
     wanted = {"settings", "threads", "database", "server", "vector", "pgmq", "schema", "grants", "listen"}
     assert wanted | {"model tiny", "pipeline notes", "model of notes"} <= set(checks)
-    people = await sidecar("doctor", database_url=notes)
+    people = await called("doctor", database_url=notes)
     assert people.code == 0
     assert "ok    pipeline notes" in people.out
 
@@ -94,7 +85,7 @@ async def test_a_fault_is_named_with_its_cure(notes: str, runtime_url: str, faul
 
 
 async def test_a_paused_pipeline_is_only_a_warning(notes: str) -> None:
-    await sidecar("pause", "notes", database_url=notes)
+    await called("pause", "notes", database_url=notes)
     code, checks = await examine(notes)
     assert (code, checks["pipeline notes"]["state"]) == (0, "warn")
     assert "resume notes" in checks["pipeline notes"]["mend"]

@@ -13,7 +13,7 @@ from sidecar_daemon.cli.tracing import explanation_document, explanation_lines
 from sidecar_daemon.domain.errors import Transient
 from sidecar_daemon.domain.messages import Lane
 from sidecar_daemon.settings import Settings
-from tests.command_line import sidecar
+from tests.command_line import called
 from tests.conftest import RUNTIME_ROLE, admin
 from tests.rig import MODEL, Rig, attach, md5
 
@@ -38,7 +38,7 @@ async def trace(rig: Rig, key: int | str = 1, *, role: str | None = None, **sett
 async def command(rig: Rig, key: int | str = 1, **settings: str) -> dict[str, Any]:
     """The same through the real command line."""
     told: dict[str, Any] = (
-        await sidecar("doctor", "document", "docs", str(key), "--json", database_url=rig.url, **settings)
+        await called("doctor", "document", "docs", str(key), "--json", database_url=rig.url, **settings)
     ).json
     return told
 
@@ -187,7 +187,7 @@ async def test_unknown(rig: Rig) -> None:
     told = await command(rig, 7)
     again = json.loads(json.dumps(await trace(rig, 7)))
     assert told == {**again, "sweep": told["sweep"]}
-    people = await sidecar("doctor", "document", "docs", "--", "-3", database_url=rig.url)
+    people = await called("doctor", "document", "docs", "--", "-3", database_url=rig.url)
     assert people.out.startswith("-3: unknown: table public.docs has no row with this key\n")
     assert (told["state"], told["document"]) == ("unknown", None)
     assert "table public.docs has no row with this key" in told["summary"]
@@ -206,13 +206,13 @@ async def test_a_key_in_another_spelling(
 ) -> None:
     await attach(connection, key=kind)
     await connection.execute(f"INSERT INTO docs VALUES ('{spelling}{'.00' if kind == 'numeric' else ''}', 'text')")
-    told = (await sidecar("doctor", "document", "docs", spelling, "--json", database_url=database_url)).json
+    told = (await called("doctor", "document", "docs", spelling, "--json", database_url=database_url)).json
     assert (told["state"], len(told["messages"])) == ("waiting", 1)
 
 
 async def test_a_key_cannot_command_the_terminal(connection: asyncpg.Connection, database_url: str) -> None:
     await attach(connection, key="text")
-    finished = await sidecar("doctor", "document", "docs", "a\x1b[2J\nb", database_url=database_url)
+    finished = await called("doctor", "document", "docs", "a\x1b[2J\nb", database_url=database_url)
     assert finished.out.startswith("a\ufffd[2J\ufffdb: unknown")
     assert "\x1b" not in finished.out
 
@@ -239,7 +239,7 @@ async def test_hashes_do_not_depend_on_the_role(connection: asyncpg.Connection, 
     admin(rig.url, f"ALTER ROLE {RUNTIME_ROLE} SET datestyle = 'German'")
     try:
         url = rig.url.replace("postgres@", f"{RUNTIME_ROLE}@", 1)
-        told = (await sidecar("doctor", "document", "dated", "1", "--json", database_url=url)).json
+        told = (await called("doctor", "document", "dated", "1", "--json", database_url=url)).json
     finally:
         admin(rig.url, f"ALTER ROLE {RUNTIME_ROLE} RESET datestyle")
     assert told["document"]["hash"] == md5("2025-03-01")
@@ -260,7 +260,7 @@ async def test_hashes_do_not_depend_on_the_role(connection: asyncpg.Connection, 
 async def test_a_question_that_cannot_be_answered(
     rig: Rig, arguments: tuple[str, ...], code: int, words: tuple[str, ...]
 ) -> None:
-    finished = await sidecar("doctor", "document", *arguments, database_url=rig.url)
+    finished = await called("doctor", "document", *arguments, database_url=rig.url)
     assert (finished.code, finished.out) == (code, "")
     (line,) = finished.err.splitlines()
     assert line.startswith("error: ")
@@ -269,7 +269,7 @@ async def test_a_question_that_cannot_be_answered(
 
 async def test_a_source_that_was_dropped(rig: Rig) -> None:
     await rig.connection.execute("DROP TABLE docs CASCADE")
-    finished = await sidecar("doctor", "document", "docs", "1", database_url=rig.url)
+    finished = await called("doctor", "document", "docs", "1", database_url=rig.url)
     assert (finished.code, finished.err) == (
         1,
         "error: the source of pipeline docs was dropped: detach the pipeline\n",
@@ -278,6 +278,6 @@ async def test_a_source_that_was_dropped(rig: Rig) -> None:
 
 async def test_the_flag_may_stand_before_the_subcommand(rig: Rig) -> None:
     await rig.write(k1=CANARY)
-    finished = await sidecar("doctor", "--json", "document", "docs", "1", database_url=rig.url)
+    finished = await called("doctor", "--json", "document", "docs", "1", database_url=rig.url)
     assert finished.json["state"] == "waiting"
     assert [message["lane"] for message in finished.json["messages"]] == [str(Lane.LIVE)]

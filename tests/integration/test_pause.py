@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
     import asyncpg
 
-DOCUMENTS = 1000
+pytestmark = pytest.mark.long
+
+DOCUMENTS = 500
+SOME = 100
 BUSY = {"THREADS": "1", "BATCH_WINDOWS": "1", "BATCH_TOKENS": "32", "LEASE_MESSAGES": "8"}
 REPLICA = "tests.torture.replica"
 SLOW = {"TORTURE_STEADY": "1", "TORTURE_SLOWEST": "0.02"}
@@ -75,6 +78,10 @@ async def pending(connection: asyncpg.Connection, *, in_flight: bool = False) ->
 async def prepare(connection: asyncpg.Connection) -> None:
     await attach(connection, model="tiny", model_id=None)
     await connection.execute(RECORD_LEASES)
+
+
+async def write(connection: asyncpg.Connection) -> None:
+    """Work for five seconds of both replicas."""
     await connection.execute(
         "INSERT INTO docs SELECT n, 'text number ' || n FROM generate_series(1, $1) AS n", DOCUMENTS
     )
@@ -89,6 +96,7 @@ async def test_a_pause_stops_the_leasing_of_two_busy_replicas(
         Daemon(runtime_url, tiny_models, {**BUSY, "POOLER": pooler}, module=REPLICA, variables=SLOW) for _ in range(2)
     )
     async with one, two:
+        await write(connection)
         for daemon in (one, two):
             await daemon.wait_for(partial(works, daemon), what="work")
         assert await connection.fetchval("SELECT sidecar.set_enabled('docs', false)"), "what the command calls"
@@ -113,11 +121,11 @@ async def test_a_pause_stops_the_leasing_of_two_busy_replicas(
         assert stopped(two), "once: nobody is hired to be refused"
         assert await connection.fetchval("SELECT count(*) FROM docs_embeddings") == held
 
-        await connection.execute("DELETE FROM docs WHERE id > $1", DOCUMENTS // 10)  # enough for what follows
+        await connection.execute("DELETE FROM docs WHERE id > $1", SOME)  # enough for what follows
         resumed = await sidecar("resume", "docs", "--json", database_url=runtime_url)
         assert resumed.json == {"pipeline": "docs", "enabled": True, "changed": True}
         await eventually(lambda: all_true(connection), 180, what="every document to be embedded after the resume")
-        assert await connection.fetchval("SELECT count(*) FROM docs_embeddings") == DOCUMENTS // 10
+        assert await connection.fetchval("SELECT count(*) FROM docs_embeddings") == SOME
         for daemon in (one, two):
             await daemon.wait_for(partial(shows_work, daemon), what="sidecar_pipeline_paused to be 0 again")
     assert await connection.fetchval("SELECT count(*) FROM sidecar.list_dead_letters('docs')") == 0

@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import asyncpg
+import pytest
 
 from sidecar_daemon.settings import _Environment
 from tests.conftest import ROOT
@@ -17,6 +18,8 @@ from tests.waiting import eventually
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+pytestmark = pytest.mark.long
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 MODELS = ROOT / ".sidecar" / "models"

@@ -12,7 +12,7 @@ import pytest
 
 from sidecar_daemon.app.watching import Watcher
 from sidecar_daemon.settings import Settings
-from tests.command_line import sidecar
+from tests.command_line import called, sidecar
 from tests.conftest import admin
 from tests.daemon import free_port
 from tests.integration.test_doctor_document import CANARY
@@ -60,7 +60,7 @@ async def test_a_stream_without_blocks_and_dots_gets_question_marks(
 async def test_json_is_one_object_and_the_default_url_is_of_the_settings(daemon: OverviewServer) -> None:
     port = daemon.url.rpartition(":")[2]
     everywhere = "0.0.0.0"  # noqa: S104  nothing is bound: it is what a daemon in a container is told
-    told = (await sidecar("top", "--json", HTTP_HOST=everywhere, HTTP_PORT=port)).json
+    told = (await called("top", "--json", HTTP_HOST=everywhere, HTTP_PORT=port)).json
     assert (told["from"], told["notice"]) == ("daemons", None)
     assert told["replicas"] == [
         {
@@ -83,7 +83,7 @@ async def test_replicas_add_up_and_one_that_is_away_is_named(daemon: OverviewSer
         old = stack.enter_context(OverviewServer("{}", status=404).running())
         away = f"http://127.0.0.1:{free_port()}"
         urls = [argument for url in (daemon.url, other.url, old.url, away) for argument in ("--url", url)]
-        printed = await sidecar("top", *urls, "--once")
+        printed = await called("top", *urls, "--once")
     assert "2 of 4 replicas answer, 2 ready" in printed.out
     assert " 100.0 " in printed.out
     assert f"{away} does not answer: connection refused" in printed.out
@@ -97,7 +97,7 @@ async def test_the_database_answers_where_no_daemon_does(rig: Rig) -> None:
     await rig.queue.dead_letter([second], reason="bad_vector", detail="why", content_hash=None)
     await rig.connection.execute("SELECT sidecar.set_enabled('docs', false)")
     url = f"http://127.0.0.1:{free_port()}"
-    printed = await sidecar("top", "--url", url, database_url=rig.url)
+    printed = await called("top", "--url", url, database_url=rig.url)
     assert printed.code == 0
     assert "no daemon answers" in printed.out.splitlines()[0]
     assert f"no daemon answers at {url} (connection refused)" in printed.out
@@ -106,7 +106,7 @@ async def test_the_database_answers_where_no_daemon_does(rig: Rig) -> None:
     assert (row[1], row[2], row[4], row[6], row[7:]) == ("paused", "1", "1", "1", ["33.3%", "-", "-", "-"])
     assert "edits are queued; sidecar-daemon resume docs" in printed.out
     assert "docs 2: bad_vector, 1 attempt" in printed.out
-    told = (await sidecar("top", "--json", database_url=rig.url, HTTP_PORT="0")).json
+    told = (await called("top", "--json", database_url=rig.url, HTTP_PORT="0")).json
     assert told["from"] == "database"
     assert "SIDECAR_HTTP_PORT is 0" in told["notice"]
     assert (told["replicas"], told["pipelines"][0]["rate"]) == ([], None)
@@ -129,7 +129,7 @@ async def test_the_database_answers_where_no_daemon_does(rig: Rig) -> None:
 async def test_nothing_to_show_is_one_clear_line(
     arguments: tuple[str, ...], settings: dict[str, str], code: int, words: tuple[str, ...]
 ) -> None:
-    finished = await sidecar("top", *arguments, **{"DATABASE_URL": NOWHERE, **settings})
+    finished = await called("top", *arguments, **{"DATABASE_URL": NOWHERE, **settings})
     assert (finished.code, finished.out) == (code, "")
     (line,) = finished.err.splitlines()
     assert [word for word in words if word not in line] == [], line
@@ -145,7 +145,7 @@ async def test_nothing_to_show_is_one_clear_line(
 )
 async def test_what_answers_is_no_daemon(daemon: OverviewServer, body: str, words: str) -> None:
     daemon.body = body
-    finished = await sidecar("top", "--url", daemon.url, database_url=NOWHERE)
+    finished = await called("top", "--url", daemon.url, database_url=NOWHERE)
     assert finished.code == 1
     assert words in finished.err
 
@@ -219,7 +219,7 @@ async def test_the_end_does_not_wait_for_the_next_look(daemon: OverviewServer) -
 
 async def test_a_daemon_that_takes_the_question_and_never_answers(daemon: OverviewServer) -> None:
     daemon.stalled = True
-    finished = await sidecar("top", "--url", daemon.url, database_url=NOWHERE)
+    finished = await called("top", "--url", daemon.url, database_url=NOWHERE)
     assert finished.code == 1
     assert f"no daemon answers at {daemon.url} (no answer within 2 s)" in finished.err
 
@@ -260,6 +260,6 @@ async def test_a_reader_may_look_through_the_fallback(rig: Rig) -> None:
     admin(rig.url, "CREATE ROLE onlooker LOGIN IN ROLE sidecar_reader")
     try:
         url = rig.url.replace("postgres@", "onlooker@", 1)
-        assert (await sidecar("top", "--json", database_url=url, HTTP_PORT="0")).json["from"] == "database"
+        assert (await called("top", "--json", database_url=url, HTTP_PORT="0")).json["from"] == "database"
     finally:
         admin(rig.url, "DROP ROLE onlooker")

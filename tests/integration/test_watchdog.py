@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     import asyncpg
 
     from sidecar_daemon.adapters.postgres.embedded import EmbeddedServer
+
+pytestmark = pytest.mark.long
 
 HALTING = "tests.halting"
 STILL = 4.0
@@ -125,7 +128,7 @@ async def test_a_slow_model_does_not_stop_the_signs_of_life(
     await write(connection, {"k1": "text"})
     go = tmp_path / "go"
     async with service_manager() as manager:
-        pets = 3 * round(STILL / manager.watchdog_seconds) * 2
+        pets = 3 * math.ceil(1.5 * STILL / manager.watchdog_seconds)  # three an interval
         variables = {**manager.variables, "HALT_RUNS": str(go), "HALT_STILL": str(STILL)}
         daemon = Daemon(runtime_url, tiny_models, SETTINGS, module=HALTING, variables=variables)
         await daemon.start(ready=False)

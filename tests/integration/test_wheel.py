@@ -8,10 +8,14 @@ import subprocess
 import sys
 import venv
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import asyncpg
 import pytest
+from packaging.requirements import Requirement
+
+pytestmark = pytest.mark.long
 
 REPOSITORY = Path(__file__).parents[2]
 MANIFESTS = sorted(path.name for path in (REPOSITORY / "models").glob("*.toml"))
@@ -30,9 +34,39 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> str:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built from the working tree with the build backend that the environment has."""
     out = tmp_path_factory.mktemp("dist")
-    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, REPOSITORY, cwd=out)
+    run(sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", out, cwd=REPOSITORY)
     (built,) = out.glob("*.whl")
     return built
+
+
+def lend(wanted: list[Requirement], site: Path, lent: set[str]) -> None:
+    """Link into another environment what these requirements are installed as here, and what those require.
+
+    Nothing else gets there: a requirement that is not declared is missing there, as it is at a stranger's.
+    """
+    for requirement in wanted:
+        installed = metadata.distribution(requirement.name)
+        assert installed.version in requirement.specifier
+        key = f"{requirement.name} {sorted(requirement.extras)}"
+        if key in lent:
+            continue
+        lent.add(key)
+        for file in installed.files or ():
+            link = site / file
+            if ".." not in file.parts and not link.exists():
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(file.locate())
+        lend(needs(installed.requires or [], requirement.extras), site, lent)
+
+
+def needs(declared: list[str], extras: set[str]) -> list[Requirement]:
+    """What a distribution requires here, with these extras of it."""
+    found = [Requirement(line) for line in declared]
+    return [
+        each
+        for each in found
+        if each.marker is None or any(each.marker.evaluate({"extra": extra}) for extra in (*extras, ""))
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +74,14 @@ def bin_folder(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The ``bin`` folder of a new environment that holds nothing but the wheel and what it asks for."""
     home = tmp_path_factory.mktemp("stranger") / "venv"
     assert not home.is_relative_to(REPOSITORY)
-    venv.create(home, with_pip=True)
+    venv.create(home)
     python = home / "bin" / "python"
-    options = ("-qq", "--disable-pip-version-check", "--no-input")
-    run(python, "-m", "pip", "install", *options, f"{wheel}[embedded]", cwd=home)
+    options = ("-qq", "--disable-pip-version-check", "--no-input", "--no-index", "--no-deps", "--no-compile")
+    run(sys.executable, "-m", "pip", "--python", python, "install", *options, wheel, cwd=home)
+    (site,) = home.glob("lib/python*/site-packages")
+    (ours,) = metadata.distributions(name="sidecar-daemon", path=[str(site)])
+    assert set(ours.metadata.get_all("Provides-Extra") or ()) >= {"embedded"}
+    lend(needs(ours.requires or [], {"embedded"}), site, set())
     return home / "bin"
 
 

@@ -26,6 +26,8 @@ from tests.waiting import eventually
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytestmark = pytest.mark.long
+
 PASSWORD = "not-in-any-log"  # noqa: S105  of a throw-away server
 PROBE = """
 import os, sys

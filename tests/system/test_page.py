@@ -13,8 +13,6 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from sidecar_daemon.adapters.onnx.fetch import pull
-from sidecar_daemon.adapters.onnx.manifest import find_manifest, load_manifests
 from tests.conftest import ROOT, RUNTIME_ROLE, admin, migrate_at
 from tests.daemon import Daemon
 from tests.system.browser import chromium
@@ -26,7 +24,7 @@ if TYPE_CHECKING:
     from sidecar_daemon.adapters.postgres.embedded import EmbeddedServer
     from tests.system.browser import Browser, Page
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.long]
 
 SETTINGS = {
     "THREADS": "1",
@@ -67,14 +65,6 @@ CONTRAST = """
 
 
 @pytest.fixture(scope="module")
-def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Model ``tiny``."""
-    folder = tmp_path_factory.mktemp("models")
-    pull(find_manifest(load_manifests(ROOT / "models"), "tiny"), folder, progress=lambda _: None)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def pictures() -> Path:
     """Where screenshots are kept: the folder that ``ARTIFACTS_DIR`` names, else one that git ignores."""
     folder = Path(os.environ.get("ARTIFACTS_DIR") or ROOT / ".artifacts")
@@ -90,13 +80,13 @@ async def browser() -> AsyncIterator[Browser]:
 
 
 @asynccontextmanager
-async def attached(dsn: str, runtime_dsn: str, models_dir: Path) -> AsyncIterator[tuple[Daemon, asyncpg.Connection]]:
+async def attached(dsn: str, runtime_dsn: str, tiny_models: Path) -> AsyncIterator[tuple[Daemon, asyncpg.Connection]]:
     """A daemon at work on table ``notes``, whose keys are text, and a connection of the application's."""
     connection = await asyncpg.connect(dsn)
     try:
         await connection.execute("CREATE TABLE notes (id text PRIMARY KEY, body text)")
         await connection.execute("SELECT sidecar.attach('notes', '{body}', p_model => 'tiny', p_dimensions => 32)")
-        async with Daemon(runtime_dsn, models_dir, SETTINGS) as daemon:
+        async with Daemon(runtime_dsn, tiny_models, SETTINGS) as daemon:
             yield daemon, connection
     finally:
         connection.terminate()
@@ -104,10 +94,10 @@ async def attached(dsn: str, runtime_dsn: str, models_dir: Path) -> AsyncIterato
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def working(
-    database_url: str, runtime_url: str, models_dir: Path
+    database_url: str, runtime_url: str, tiny_models: Path
 ) -> AsyncIterator[tuple[Daemon, asyncpg.Connection]]:
     """See ``attached``; on a database of the test's own."""
-    async with attached(database_url, runtime_url, models_dir) as running:
+    async with attached(database_url, runtime_url, tiny_models) as running:
         yield running
 
 
@@ -238,11 +228,11 @@ async def gone(page: Page, selector: str) -> bool:
 
 
 async def test_an_outage_of_the_database_is_shown_and_its_end(
-    browser: Browser, server: EmbeddedServer, models_dir: Path, pictures: Path
+    browser: Browser, server: EmbeddedServer, tiny_models: Path, pictures: Path
 ) -> None:
     await migrate_at(server.dsn())
     await asyncio.to_thread(admin, server.dsn(), f"CREATE ROLE {RUNTIME_ROLE} LOGIN IN ROLE sidecar_runtime")
-    async with attached(server.dsn(), server.dsn(user=RUNTIME_ROLE), models_dir) as (daemon, connection):
+    async with attached(server.dsn(), server.dsn(user=RUNTIME_ROLE), tiny_models) as (daemon, connection):
         await bury(connection)
         async with browser.page(daemon.url) as page:
             await page.shows("[data-at=letter-rows]", "too_large")

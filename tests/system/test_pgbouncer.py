@@ -6,9 +6,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sidecar_daemon.adapters.onnx.fetch import pull
-from sidecar_daemon.adapters.onnx.manifest import find_manifest, load_manifests
-from tests.conftest import ROOT
 from tests.daemon import Daemon
 from tests.system.pgbouncer import pgbouncer
 from tests.waiting import eventually
@@ -21,16 +18,9 @@ if TYPE_CHECKING:
     from sidecar_daemon.adapters.postgres.embedded import EmbeddedServer
 
 
-@pytest.fixture
-def models_dir(tmp_path: Path) -> Path:
-    """Model ``tiny``."""
-    pull(find_manifest(load_manifests(ROOT / "models"), "tiny"), tmp_path, progress=lambda _: None)
-    return tmp_path
-
-
 @pytest.mark.parametrize("listens", [False, True])
 async def test_two_replicas_embed_and_heal_through_it(
-    cluster: EmbeddedServer, connection: asyncpg.Connection, runtime_url: str, models_dir: Path, *, listens: bool
+    cluster: EmbeddedServer, connection: asyncpg.Connection, runtime_url: str, tiny_models: Path, *, listens: bool
 ) -> None:
     await connection.execute("CREATE TABLE notes (id bigint PRIMARY KEY, body text)")
     await connection.execute("INSERT INTO notes SELECT n, 'note number ' || n FROM generate_series(1, 200) AS n")
@@ -40,7 +30,7 @@ async def test_two_replicas_embed_and_heal_through_it(
         settings["LISTEN_URL"] = runtime_url
     with pgbouncer(cluster.dsn()) as through:
         url = through(runtime_url)
-        async with Daemon(url, models_dir, settings), Daemon(url, models_dir, settings):
+        async with Daemon(url, tiny_models, settings), Daemon(url, tiny_models, settings):
 
             async def settled(text: str) -> bool:
                 good = await connection.fetchval(

@@ -13,9 +13,6 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-from sidecar_daemon.adapters.onnx.fetch import pull
-from sidecar_daemon.adapters.onnx.manifest import find_manifest, load_manifests
-from tests.conftest import ROOT
 from tests.daemon import Daemon
 from tests.monitoring import RULE_TESTS, RULES, SCRAPE, dashboard, queries, rules, selectors
 from tests.system.prometheus import Prometheus, prometheus
@@ -27,6 +24,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import asyncpg
+
+pytestmark = pytest.mark.long
 
 SETTINGS = {
     "THREADS": "1",
@@ -78,13 +77,6 @@ def test_the_rules_tests_notice_every_alert_that_is_broken(broken: str, tmp_path
     assert promtool("check", "rules", tmp_path / RULES.name).returncode == 0
     complaints = promtool("test", "rules", tmp_path / RULE_TESTS.name).stderr
     assert [rule.name for rule in rules() if rule.alert and f"alertname: {rule.name}," not in complaints] == []
-
-
-@pytest.fixture
-def models_dir(tmp_path: Path) -> Path:
-    """Model ``tiny``."""
-    pull(find_manifest(load_manifests(ROOT / "models"), "tiny"), tmp_path, progress=lambda _: None)
-    return tmp_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +149,7 @@ async def values_of(server: Prometheus, expr: str, start: float) -> list[float]:
 
 
 async def test_every_query_and_every_rule_finds_data(
-    connection: asyncpg.Connection, runtime_url: str, models_dir: Path
+    connection: asyncpg.Connection, runtime_url: str, tiny_models: Path
 ) -> None:
     await connection.execute("CREATE TABLE docs (id bigint PRIMARY KEY, body text)")
     await connection.execute("CREATE TABLE notes (id bigint PRIMARY KEY, body text)")
@@ -168,7 +160,7 @@ async def test_every_query_and_every_rule_finds_data(
     await connection.execute(attach, "docs", "mean")
     await connection.execute(attach, "notes", "truncate")
     await connection.execute(REFUSING)
-    daemon = Daemon(runtime_url, models_dir, SETTINGS)
+    daemon = Daemon(runtime_url, tiny_models, SETTINGS)
     async with prometheus([f"127.0.0.1:{daemon.port}"]) as server:
         start = time.time()
         async with daemon:

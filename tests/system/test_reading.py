@@ -27,7 +27,10 @@ from tests.disk import fill
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
+pytestmark = pytest.mark.long
+
 SECONDS = 120.0
+NOTES = 20
 SCREEN = 24
 """Lines of a terminal."""
 TRANSCRIPTS = Path(__file__).with_name("transcripts")
@@ -57,6 +60,11 @@ def masked(line: str) -> str:
     return line.strip()
 
 
+def embedded(log: list[str]) -> int:
+    """How many documents the log says to have embedded."""
+    return sum(int(count) for line in log for count in re.findall(r" embedded=(\d+)", line))
+
+
 @dataclass
 class Scene:
     """One fault: what breaks, what is mended, and what the log said meanwhile."""
@@ -76,7 +84,7 @@ class Scene:
     async def working(self) -> AsyncIterator[Daemon]:
         """A daemon that has embedded everything and rests."""
         async with Daemon(self.url, self.models, SETTINGS) as daemon:
-            await daemon.wait_for(lambda: any("batch_settled" in line for line in daemon.log), what="a batch")
+            await daemon.wait_for(lambda: embedded(daemon.log) == NOTES, what="every note's vector")
             yield daemon
 
     async def watch(self, daemon: Daemon, first: int, mend: Callable[[], Awaitable[None]] | None = None) -> None:
@@ -183,7 +191,7 @@ async def _scene(name: str, server: EmbeddedServer, models: Path) -> Scene:
     await asyncio.to_thread(
         scene.admin,
         "CREATE TABLE notes (id bigint PRIMARY KEY, body text)",
-        "INSERT INTO notes SELECT n, 'note number ' || n FROM generate_series(1, 20) AS n",
+        f"INSERT INTO notes SELECT n, 'note number ' || n FROM generate_series(1, {NOTES}) AS n",
         "SELECT sidecar.attach('notes', '{body}', p_model => 'tiny', p_dimensions => 32)",
     )
     return scene

@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sidecar_daemon.adapters.onnx.fetch import pull
-from sidecar_daemon.adapters.onnx.manifest import find_manifest, load_manifests
 from tests.conftest import ROOT
 from tests.daemon import Daemon
 from tests.rig import attach, write
@@ -60,13 +58,6 @@ def exposure(unit: Path) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(params=[PLAIN, TEMPLATE], ids=["unit", "template"])
 def unit(request: pytest.FixtureRequest) -> Path:
     return Path(request.param)
-
-
-@pytest.fixture
-def models_dir(tmp_path: Path) -> Path:
-    """Model ``tiny``."""
-    pull(find_manifest(load_manifests(ROOT / "models"), "tiny"), tmp_path, progress=lambda _: None)
-    return tmp_path
 
 
 def changed(unit: Path, folder: Path, old: str, new: str) -> Path:
@@ -160,13 +151,13 @@ for runtime in ("auto", "openvino"):
 
 
 async def test_the_daemon_works_under_the_rules_of_its_unit(
-    connection: asyncpg.Connection, runtime_url: str, models_dir: Path, unit: Path
+    connection: asyncpg.Connection, runtime_url: str, tiny_models: Path, unit: Path
 ) -> None:
     """Loads a real model with onnxruntime, serves its endpoints, embeds, listens and drains."""
     await attach(connection, model="tiny", model_id=None, dimensions=32)
     daemon = Daemon(
         runtime_url,
-        models_dir,
+        tiny_models,
         {"THREADS": "2"},
         module="tests.system.sandboxed",
         variables={"SANDBOX_UNIT": str(unit)},

@@ -160,10 +160,10 @@ def _drain_forgets() -> None:
 
 def _password_is_told() -> None:
     from sidecar_daemon.adapters.postgres import pool
-    from sidecar_daemon.telemetry import logs
+    from sidecar_daemon.domain import log_lines
 
     pool.place_of = lambda dsn: dsn
-    logs.redact = lambda text: text
+    log_lines.redact = lambda text: text
 
 
 PYTHON_MUTANTS: dict[str, PythonMutant] = {

@@ -11,16 +11,14 @@ import pytest
 
 from sidecar_daemon.domain.pulse import Pulse
 from tests.faulty import FaultyEmbedder, FaultyQueue
-from tests.integration.conftest import rig
-from tests.rig import PLAIN, Rig, Told, build_worker
+from tests.rig import PLAIN, Told, build_worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sidecar_daemon.domain.messages import Pipeline
     from sidecar_daemon.worker import Worker
-
-__all__ = ["bench", "rig"]
+    from tests.rig import Rig
 
 
 @dataclass

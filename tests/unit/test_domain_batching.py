@@ -57,7 +57,7 @@ documents = st.lists(
     st.tuples(
         st.sampled_from(Lane), st.booleans(), st.lists(st.integers(1, 40) | st.integers(1, 600), min_size=1, max_size=5)
     ),
-    max_size=30,
+    max_size=12,
 )
 
 

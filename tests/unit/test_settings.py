@@ -10,8 +10,8 @@ import asyncpg
 import pytest
 
 from sidecar_daemon.domain.errors import Fatal
+from sidecar_daemon.domain.log_lines import LogFormat
 from sidecar_daemon.settings import Pooler, Settings, installed_folder, usable_cores
-from sidecar_daemon.telemetry import LogFormat
 
 URL = "postgresql://someone:s3cret@db.example:5433/app"
 

@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from sidecar_daemon.domain.errors import Fatal, Poison, Transient
+from sidecar_daemon.domain.log_lines import LogFormat, redact
 from sidecar_daemon.domain.messages import (
     DocumentKey,
     Lane,
@@ -27,7 +28,7 @@ from sidecar_daemon.domain.messages import (
     SweepWindow,
 )
 from sidecar_daemon.domain.outcomes import Outcome
-from sidecar_daemon.telemetry import CIRCUIT_STATES, BatchSettled, LogFormat, Telemetry, configure_logging, redact
+from sidecar_daemon.telemetry import CIRCUIT_STATES, BatchSettled, Telemetry, configure_logging
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -3,6 +3,7 @@
 Inputs ``input_ids`` and ``attention_mask``, int64 ``(batch, tokens)``, both axes free; output
 ``sentence_embedding``, float32 ``(batch, dimensions)``. Token types are always 0, so their row is folded into
 the position table. Needs the ``export`` extra (onnx, safetensors), which is imported only when called.
+Whoever changes the graph raises ``store.EXPORTER``.
 """
 
 from __future__ import annotations
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
     Tensors = dict[str, NDArray[np.float32]]
 
-EXPORTER = 2
-"""Raise it when the graph changes: folders of an older exporter are then exported anew."""
 OPSET = 17
 """The first with LayerNormalization; every onnxruntime that we allow runs it."""
 MASKED = np.float32(-1e9)

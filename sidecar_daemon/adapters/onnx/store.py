@@ -13,7 +13,6 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sidecar_daemon.adapters.onnx.export import EXPORTER
 from sidecar_daemon.domain.errors import Fatal
 
 if TYPE_CHECKING:
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
 GRAPH = "model.onnx"
 TOKENIZER = "tokenizer.json"
 LOCK = "lock.json"
+EXPORTER = 2
+"""Raise it when the graph of ``export.py`` changes: folders of an older exporter are then exported anew."""
 
 
 @dataclass(frozen=True, slots=True)

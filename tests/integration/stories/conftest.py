@@ -9,7 +9,6 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from sidecar_daemon.adapters.onnx.fetch import pull
 from sidecar_daemon.adapters.onnx.manifest import find_manifest, load_manifests
 from sidecar_daemon.adapters.onnx.session import OnnxEmbedder
 from tests.conftest import ROOT, RUNTIME_ROLE, admin
@@ -34,18 +33,25 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(scope="session")
-def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Model ``tiny``, made once from its seed."""
-    folder = tmp_path_factory.mktemp("models")
-    pull(find_manifest(load_manifests(ROOT / "models"), "tiny"), folder, progress=lambda _: None)
-    return folder
+@pytest.fixture(scope="package", autouse=True)
+def pooler(request: pytest.FixtureRequest, cluster: EmbeddedServer) -> Iterator[None]:
+    """With ``--through-pgbouncer``, a real PgBouncer in transaction mode in front of the session's server."""
+    if not request.config.getoption("--through-pgbouncer"):
+        yield
+        return
+    from tests.system.pgbouncer import pgbouncer
+
+    socket = f"host={cluster.dsn().partition('host=')[2].partition('&')[0]}"
+    with pgbouncer(cluster.dsn()) as through:
+        Daemon.reroute = lambda url: through(url) if socket in url else url
+        yield
+    Daemon.reroute = None
 
 
 @pytest.fixture(scope="session")
-def embedder(models_dir: Path) -> OnnxEmbedder:
+def embedder(tiny_models: Path) -> OnnxEmbedder:
     """The same model in the test's own process: what every vector is compared with."""
-    return OnnxEmbedder.load(find_manifest(load_manifests(ROOT / "models"), "tiny"), models_dir, threads=1)
+    return OnnxEmbedder.load(find_manifest(load_manifests(ROOT / "models"), "tiny"), tiny_models, threads=1)
 
 
 @asynccontextmanager
@@ -68,8 +74,8 @@ def shared_urls(cluster: EmbeddedServer, template: str) -> Iterator[tuple[str, s
 
 
 @pytest_asyncio.fixture(scope="package", loop_scope="package")
-async def world(shared_urls: tuple[str, str], models_dir: Path, embedder: OnnxEmbedder) -> AsyncIterator[World]:
+async def world(shared_urls: tuple[str, str], tiny_models: Path, embedder: OnnxEmbedder) -> AsyncIterator[World]:
     """The daemon that most stories share; each has its own table."""
     url, runtime_url = shared_urls
-    async with opened(url, Daemon(runtime_url, models_dir, SETTINGS), embedder) as running:
+    async with opened(url, Daemon(runtime_url, tiny_models, SETTINGS), embedder) as running:
         yield running

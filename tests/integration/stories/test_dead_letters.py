@@ -77,10 +77,10 @@ async def test_hostile_bookkeeping_changes_nothing(world: World) -> None:
 
 
 async def test_a_document_above_the_limit_is_dead_lettered_and_never_fetched(
-    database_url: str, runtime_url: str, models_dir: Path, embedder: OnnxEmbedder
+    database_url: str, runtime_url: str, tiny_models: Path, embedder: OnnxEmbedder
 ) -> None:
     async with Tap(runtime_url) as tap:
-        daemon = Daemon(tap.url, models_dir, SETTINGS)
+        daemon = Daemon(tap.url, tiny_models, SETTINGS)
         async with opened(database_url, daemon, embedder) as world:
             await world.sql("CREATE TABLE weighed (id bigint PRIMARY KEY, body text)")
             story = await world.attach("weighed", "body")

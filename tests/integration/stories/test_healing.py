@@ -27,11 +27,11 @@ DATABASE = "healing"
 
 @pytest_asyncio.fixture(scope="module", loop_scope="package")
 async def sweeping(
-    cluster: EmbeddedServer, template: str, models_dir: Path, embedder: OnnxEmbedder
+    cluster: EmbeddedServer, template: str, tiny_models: Path, embedder: OnnxEmbedder
 ) -> AsyncIterator[World]:
     """A daemon that walks every half second, on a database of its own, so that the others are not swept."""
     admin(cluster.dsn(), f"CREATE DATABASE {DATABASE} TEMPLATE {template}")
-    daemon = Daemon(cluster.dsn(DATABASE, RUNTIME_ROLE), models_dir, {**SETTINGS, "SWEEP_INTERVAL": "0.5"})
+    daemon = Daemon(cluster.dsn(DATABASE, RUNTIME_ROLE), tiny_models, {**SETTINGS, "SWEEP_INTERVAL": "0.5"})
     async with opened(cluster.dsn(DATABASE), daemon, embedder) as running:
         yield running
     admin(cluster.dsn(), f"DROP DATABASE {DATABASE} WITH (FORCE)")
