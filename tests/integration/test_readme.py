@@ -83,6 +83,8 @@ async def test_attach_your_own_table_in_five_lines(tmp_path: Path, empty_url: st
         search, status = commands("search")
         assert "Parcels" in (await run(search, environment)).splitlines()[1]
         assert "articles" in await run(status, environment)
+        for command in commands("index"):
+            assert "live" in await run(command, environment)
         await run("sidecar-daemon dead-letters list articles", environment)
         await run("sidecar-daemon doctor", environment)
     finally:
