@@ -69,7 +69,11 @@ def queues(draw: st.DrawFn) -> list[Window]:
     return draw(st.permutations(pending))
 
 
-@given(pending=queues(), budget=st.integers(1, 2000), count=st.integers(1, 70))
+@given(
+    pending=queues(),
+    budget=st.integers(1, 200) | st.integers(1, 2000),
+    count=st.integers(1, 12) | st.integers(1, 70),
+)
 def test_every_batch_keeps_every_rule_until_each_window_went_once(
     pending: list[Window], budget: int, count: int
 ) -> None:
