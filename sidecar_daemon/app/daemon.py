@@ -90,7 +90,6 @@ class _Daemon:
             asyncio.get_running_loop().add_signal_handler(number, self._ask_to_stop, signal.Signals(number).name)
         settings = self._settings
         choice = choose_runtime(settings.model.runtime, this_machine())
-        self._telemetry.runtime_chosen(choice.runtime, choice.precision, choice.reason)
         async with AsyncExitStack() as stack:
             database = await Database.open(
                 settings.database.require_url(),
@@ -98,6 +97,7 @@ class _Daemon:
                 application_name="sidecar_daemon",
             )
             stack.push_async_callback(database.close)
+            self._telemetry.runtime_chosen(choice.runtime, choice.precision, choice.reason)
             hiring = Hiring(settings, database, self._telemetry, self._parts, self._pulse)
             stack.callback(hiring.close)
             lag = asyncio.create_task(_watch_lag(self._telemetry))
