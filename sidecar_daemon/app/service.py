@@ -19,6 +19,8 @@ REPORT_SECONDS = 1.0
 """Between two looks at what the daemon is doing."""
 EXTENSION_SECONDS = 60.0
 """What a start that goes on is given until its next word, which comes after a third of it."""
+MOST_STARTING_SECONDS = 900.0
+"""After which a start is not helped any more: a load that hangs moves as little as a slow one."""
 RATE_SECONDS = 10.0
 """What the documents per second of a status line are taken over."""
 _UP, _DEPTH, _DOCUMENTS = "sidecar_up", "sidecar_queue_depth", "sidecar_documents_total"
@@ -79,10 +81,13 @@ class Service:
 
     async def _ask_for_time(self) -> None:
         """While the daemon starts, and moves, no limit of the service manager ends it: many models are slow to load."""
-        while self._not_ready() == ["starting"]:
+        step = EXTENSION_SECONDS / 3
+        for _ in range(int(MOST_STARTING_SECONDS / step)):
+            if self._not_ready() != ["starting"]:
+                return
             if self._pulse.stuck() is None:
                 self._notifier.extend_timeout(EXTENSION_SECONDS)
-            await asyncio.sleep(EXTENSION_SECONDS / 3)
+            await asyncio.sleep(step)
 
     async def _report(self) -> None:
         """Say that start-up is over, once, and what the daemon is doing, whenever that changes."""

@@ -33,7 +33,8 @@ def next_batch(pending: Sequence[Window], *, max_padded_tokens: int, max_windows
         max_windows: limit of windows.
 
     Returns:
-        A batch of one lane, the oldest window first. O(n log n) in ``pending``, which is left as it is.
+        A batch of one lane, the oldest window first. O(n log n) in ``pending``, which is left as it is,
+        and one pass more for every pass that found something.
 
     Raises:
         ValueError: nothing waits.
@@ -41,7 +42,7 @@ def next_batch(pending: Sequence[Window], *, max_padded_tokens: int, max_windows
     if not pending:
         raise ValueError("next_batch needs at least one pending window")
     seed = _oldest(pending)
-    mates = [(window.length, window) for window in pending if _may_share(seed, window)]
+    mates = [(window.length, window) for window in pending if window is not seed]
     mates.sort(key=lambda sized: abs(sized[0] - seed.length))  # stable: among equal distances the older comes first
     taken, longest, tokens = [seed], seed.length, seed.length
     found = True
@@ -54,6 +55,8 @@ def next_batch(pending: Sequence[Window], *, max_padded_tokens: int, max_windows
             padded = count * max(longest, size)
             if padded > max_padded_tokens or tokens + size < MIN_EFFICIENCY * padded:
                 left.append((size, window))
+                continue
+            if not _may_share(seed, window):
                 continue
             taken.append(window)
             longest = max(longest, size)
@@ -81,8 +84,6 @@ def _may_share(seed: Window, window: Window) -> bool:
     transaction and the blast radius of a failure for an edit that someone waits for, and it saves nothing,
     because a fuller run costs as much a token as two shorter ones.
     """
-    if window is seed:
-        return False
     if window.document is seed.document:
         return True
     return not (seed.document.suspect or window.document.suspect) and window.document.lane is seed.document.lane

@@ -47,7 +47,8 @@ class Leaser:
             state.wakes[self._lane].clear()
             wanted = self._horizon.messages(state.backlog.room_tokens(self._lane))
             found = await self._lease_once(wanted)
-            if found == wanted:
+            if found == wanted:  # there may be more, and once there is not, the next look shall come soon
+                pause = limits.poll_min
                 continue
             pause = limits.poll_min if found else min(pause * 2, limits.poll_max)
             seconds = pause * state.uniform(0.75, 1.25)  # jitter, so that replicas do not poll in step

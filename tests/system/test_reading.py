@@ -35,7 +35,13 @@ SCREEN = 24
 """Lines of a terminal."""
 TRANSCRIPTS = Path(__file__).with_name("transcripts")
 PASSWORD = "s3cret-of-the-test"  # noqa: S105  a test's own
-SETTINGS = {"LOG_FORMAT": "console", "MAX_ATTEMPTS": "3", "SWEEP_INTERVAL": "10", "THREADS": "1"}
+SETTINGS = {
+    "LOG_FORMAT": "console",
+    "MAX_ATTEMPTS": "3",
+    "SWEEP_INTERVAL": "10",
+    "THREADS": "1",
+    "RUNTIME": "onnxruntime",  # what auto says depends on the processor
+}
 _MASKS = (
     (r"^\S+Z ", "<time> "),
     (r"\b(postgres|guarded)@[^\s']*/(\w+)", r"\1@<place>/\2"),

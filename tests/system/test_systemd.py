@@ -115,7 +115,7 @@ def test_the_rules_of_a_unit_refuse(unit: Path) -> None:
 
 @pytest.mark.parametrize("memory", ["yes", "no"])
 def test_openvino_runs_under_the_rules_of_a_unit_that_lets_it_compile(
-    unit: Path, models_dir: Path, tmp_path: Path, memory: str
+    unit: Path, tiny_models: Path, tmp_path: Path, memory: str
 ) -> None:
     """With the unit as it is, it is refused by name; with the drop-in that the unit names, it runs."""
     line = "MemoryDenyWriteExecute=yes"
@@ -129,7 +129,7 @@ from sidecar_daemon.settings import ModelSettings, Runtime
 manifest = load_manifests(Path("models"))["tiny"]
 for runtime in ("auto", "openvino"):
     try:
-        embedder = load_onnx(manifest, ModelSettings(Path({str(models_dir)!r}), Runtime(runtime), 2))
+        embedder = load_onnx(manifest, ModelSettings(Path({str(tiny_models)!r}), Runtime(runtime), 2))
         print(runtime, embedder.embed([embedder.tokenize("one")[0].ids]).shape)
     except Fatal as error:
         print(error)

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ from sidecar_daemon.domain.errors import Fatal, Poison
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from sidecar_daemon.adapters.onnx.graph import OpenGraph
+    from sidecar_daemon.adapters.onnx.graph import Graph, OpenGraph
 
 TINY = load_manifests(Path(__file__).parents[2] / "models")["tiny"]
 
@@ -263,6 +263,23 @@ def test_a_vector_that_is_no_direction_is_refused(
     with pytest.raises(Poison) as caught:
         embedder.embed([np.array([2, 3])])
     assert caught.value.code == "bad_vector"
+
+
+def test_a_machine_without_memory_is_not_the_fault_of_a_text(tiny_dir: Path) -> None:
+    embedder = OnnxEmbedder.load(TINY, tiny_dir, threads=1)
+
+    class Exhausted:
+        """The real graph, on a machine that has no room for its answer."""
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(embedder._graph, name)
+
+        def run(self, _: object) -> object:
+            raise MemoryError
+
+    starved = dataclasses.replace(embedder, _graph=cast("Graph", Exhausted()))
+    with pytest.raises(MemoryError):
+        starved.embed([np.array([2, 3])])
 
 
 @RUNTIMES

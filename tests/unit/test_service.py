@@ -70,3 +70,13 @@ async def test_a_start_that_hangs_is_left_to_its_limit() -> None:
         async with service_manager() as manager, reporting(manager, list(STARTING), pulse):
             await eventually(lambda: manager.status.startswith("stuck: supervising"), what="a stuck start to be told")
     assert not manager.has(EXTENSION)
+
+
+async def test_a_start_that_never_ends_is_helped_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model on a dead network folder loads for ever, and looks like one that loads slowly."""
+    monkeypatch.setattr(module, "MOST_STARTING_SECONDS", 0.2)
+    reasons = list(STARTING)
+    async with service_manager() as manager, reporting(manager, reasons, Pulse(lambda: 0.0)):
+        await eventually(lambda: manager.heard.count(EXTENSION) == 4, what="as many words as are allowed")
+        await asyncio.sleep(0.3)  # six words long, were there any
+        assert manager.heard.count(EXTENSION) == 4

@@ -74,6 +74,18 @@ async def test_a_worker_holds_no_more_work_than_it_has_room_for(bench: Bench) ->
     assert len(await rig.vectors()) == 100
 
 
+async def test_a_find_makes_the_next_looks_come_soon_however_small_the_lease(bench: Bench) -> None:
+    """Without a notification, whoever edits after an idle hour would wait for the longest pause with every edit."""
+    worker = await bench.worker(threads=1, batch_tokens=16, poll_min=0.01, poll_max=600)
+    async with running(worker):
+        await eventually(lambda: bench.queue.count("lease") >= 18, what="pauses of seconds")
+        await bench.rig.write(k1="one")
+        worker.wake()
+        await eventually(bench.settled)
+        before = bench.queue.count("lease")
+        await eventually(lambda: bench.queue.count("lease") >= before + 8, what="pauses that begin anew")
+
+
 async def test_five_messages_of_one_document_are_one_run(bench: Bench) -> None:
     """R5."""
     for n in range(5):

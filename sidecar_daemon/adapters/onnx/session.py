@@ -116,6 +116,8 @@ class OnnxEmbedder:
         try:
             with self._turns:
                 return self._graph.run(feed)
+        except MemoryError:
+            raise  # the machine's, not the text's: the process ends, and what was under way comes back as a suspect
         except Exception as error:  # noqa: BLE001  every runtime has classes of its own
             # The message may quote values, so only its kind goes on.
             kind = type(error).__name__
