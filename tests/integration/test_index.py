@@ -576,12 +576,19 @@ async def test_detach_leaves_nothing(notes: asyncpg.Connection, *, interrupted: 
     assert await notes.fetchval("SELECT count(*) FROM pg_class WHERE relname LIKE 'notes_embeddings%'") == 0
 
 
-async def test_a_build_makes_detach_wait_for_a_moment_only(
+async def test_detach_is_refused_while_the_index_is_built(
     shell: Shell, notes: asyncpg.Connection, database_url: str
 ) -> None:
     async with open_writer(database_url):
         building = asyncio.create_task(shell("index", "build", "notes"))
         await eventually(lambda: waits(notes), 60)
-        with pytest.raises(asyncpg.LockNotAvailableError):
-            await notes.execute("SET lock_timeout = '100ms'; SELECT sidecar.detach('notes')")
+        async with second_session(database_url) as writer, writer.transaction():
+            await writer.execute(
+                "UPDATE notes SET body = 'open' WHERE id = 2"
+            )  # a lock on the source would wait for it
+            with pytest.raises(
+                asyncpg.PostgresError, match="the index of pipeline notes is being built or dropped: wait"
+            ):
+                await notes.execute("SELECT sidecar.detach('notes')")
     assert (await building).code == 0
+    await notes.execute("SELECT sidecar.detach('notes')")
