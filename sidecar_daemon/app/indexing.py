@@ -90,9 +90,7 @@ async def build_index(
     """
     async with _opened(settings, pipeline) as index:
         if how.wait:
-            while (await index.status()).backfilling:
-                tell(IndexStep("waiting for the backfill", f": {counted(await index.queued(), 'message')} queued"))
-                await asyncio.sleep(_LOOK_SECONDS)
+            await _backfilled(index, tell)
         async with index_session(_direct_url(settings)) as session:
             work = _Work(pipeline, index, session, tell)
             plan = await work.begin()
@@ -127,6 +125,19 @@ async def _opened(settings: Settings, pipeline: str) -> AsyncIterator[PipelineIn
         index = PipelineIndex(database, pipeline)
         await index.plan()
         yield index
+
+
+async def _backfilled(index: PipelineIndex, tell: Callable[[IndexStep], None]) -> None:
+    """Wait until the backfill is through. A wait of hours outlasts a database that is away for a moment."""
+    while True:
+        try:
+            if not (await index.status()).backfilling:
+                return
+            queued = counted(await index.queued(), "message")
+            tell(IndexStep("waiting for the backfill", f": {queued} queued"))
+        except Transient as error:
+            tell(IndexStep(f"waiting for the database: {error}"))
+        await asyncio.sleep(_LOOK_SECONDS)
 
 
 def _direct_url(settings: Settings) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from pgvector import Vector
 
-from sidecar_daemon.adapters.postgres.indexing import index_session
+from sidecar_daemon.adapters.postgres.indexing import PipelineIndex, index_session
 from sidecar_daemon.cli import run_command_line
 from sidecar_daemon.domain.errors import Fatal
 from sidecar_daemon.domain.indexing import graph_bytes
@@ -30,6 +30,8 @@ from tests.waiting import eventually
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
     from pathlib import Path
+
+    from sidecar_daemon.adapters.postgres.pool import Database
 
     Shell = Callable[..., Coroutine[Any, Any, Finished]]
 
@@ -46,6 +48,8 @@ MADE = "SELECT count(*) FROM pg_indexes WHERE indexdef LIKE '%hnsw%'"
 SEARCH = "SELECT key FROM sidecar.search('notes', $1, 10)"
 QUIET = "UPDATE sidecar.sweeps SET started_at = now(), finished_at = now(), backfill = false"
 BUILDERS = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'CREATE INDEX CONCURRENTLY%'"
+
+QUEUES_COUNTED = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%queue_depths%' AND pid <> pg_backend_pid()"
 
 
 @pytest.fixture
@@ -373,8 +377,7 @@ async def test_build_waits_for_the_backfill(shell: Shell, notes: asyncpg.Connect
     assert (await index(notes))["backfilling"], "the walk is to come"
     await notes.execute("SELECT pgmq.send('notes_bulk', '{}')")
     waiting = asyncio.create_task(shell("index", "build", "notes", "--wait"))
-    counted = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%queue_depths%' AND pid <> pg_backend_pid()"
-    await eventually(lambda: notes.fetchval(counted), 60)
+    await eventually(lambda: notes.fetchval(QUEUES_COUNTED), 60)
     await notes.execute(QUIET)
     assert (await index(notes))["backfilling"], "the walk is over, its message is not"
     assert not waiting.done()
@@ -383,6 +386,39 @@ async def test_build_waits_for_the_backfill(shell: Shell, notes: asyncpg.Connect
     done = await waiting
     assert (done.code, "notes: waiting for the backfill: 1 message queued" in done.err) == (0, True)
     assert await state(notes) == "live"
+
+
+async def test_the_wait_outlasts_a_database_that_fails_for_a_moment(
+    notes: asyncpg.Connection, database_url: str
+) -> None:
+    await notes.execute("SELECT sidecar.request_sweep('notes')")
+    waiting = await start("index", "build", "notes", "--wait", database_url=database_url)
+    assert waiting.stderr is not None
+    await eventually(lambda: notes.fetchval(QUEUES_COUNTED), 60)
+    await notes.execute("ALTER FUNCTION sidecar.list_indexes() RENAME TO away")
+    async with asyncio.timeout(60):
+        while b"waiting for the database: " not in (line := await waiting.stderr.readline()):
+            assert line
+    await notes.execute("ALTER FUNCTION sidecar.away() RENAME TO list_indexes")
+    await notes.execute(QUIET)
+    assert (await within_a_minute(waiting)).code == 0
+    assert await state(notes) == "live"
+
+
+async def test_a_pipeline_that_is_detached_meanwhile_ends_the_wait(shell: Shell, notes: asyncpg.Connection) -> None:
+    await notes.execute("SELECT sidecar.request_sweep('notes')")
+    waiting = asyncio.create_task(shell("index", "build", "notes", "--wait"))
+    await eventually(lambda: notes.fetchval(QUEUES_COUNTED), 60)
+    await notes.execute("SELECT sidecar.detach('notes')")
+    done = await waiting
+    assert (done.code, done.err.splitlines()[-1]) == (
+        1,
+        "error: pipeline 'notes' does not exist: it was detached meanwhile",
+    )
+
+
+async def test_nothing_is_queued_for_a_pipeline_that_is_not_there(database: Database) -> None:
+    assert await PipelineIndex(database, "nobody").queued() == 0
 
 
 async def test_a_routine_walk_is_no_backfill(notes: asyncpg.Connection) -> None:
@@ -469,7 +505,7 @@ async def test_the_progress_is_drawn_on_a_terminal(notes: asyncpg.Connection, da
 DOCTOR = {
     "deferred, and the load is over": ("SELECT", "warn", "still deferred though the backfill is through"),
     "deferred, while the load lasts": ("SELECT sidecar.request_sweep('notes')", "ok", "deferred until"),
-    "lost": ("SELECT sidecar.record_index('notes', 'live')", "fail", "it is gone"),
+    "lost": ("SELECT sidecar.record_index('notes', 'live')", "fail", "wanted, and not there"),
     "interrupted": (f"{CREATE}; {INTERRUPT}", "fail", "interrupted"),
     "not wanted": ("UPDATE sidecar.pipelines SET index_mode = 'none'", "ok", "none is wanted"),
     "live": (CREATE, "ok", "live"),

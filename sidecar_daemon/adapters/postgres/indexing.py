@@ -89,13 +89,18 @@ class PipelineIndex:
         self._pipeline = pipeline
 
     async def status(self) -> IndexStatus:
-        """How it is now."""
-        (row,) = await self._database.call(_OF_PIPELINE, self._pipeline)
-        return _status(row)
+        """How it is now.
+
+        Raises:
+            Fatal: ``unknown_pipeline``, it was detached meanwhile.
+        """
+        for row in await self._database.call(_OF_PIPELINE, self._pipeline):
+            return _status(row)
+        raise Fatal("unknown_pipeline", f"pipeline {self._pipeline!r} does not exist: it was detached meanwhile")
 
     async def queued(self) -> int:
         """Messages of the backfill's lane."""
-        return int(await self._database.fetch_value(_QUEUED, self._pipeline))
+        return int(await self._database.fetch_value(_QUEUED, self._pipeline) or 0)
 
     async def plan(self) -> IndexPlan:
         """What it takes to build or drop it.
