@@ -163,12 +163,23 @@ class _Work:
     tell: Callable[[IndexStep], None]
 
     async def begin(self) -> IndexPlan:
-        """Wait until nobody else is at it. Returns what is there then."""
+        """Wait until nobody else is at it. Returns what is there then.
+
+        What is not valid may be what somebody builds by hand: it is left over only if it stays so while nobody builds.
+        """
         key = (await self.index.plan()).lock_key
         while not await self.session.lock(key):
             await self._tell_progress("another session is at it")
             await asyncio.sleep(_LOOK_SECONDS)
-        return await self.index.plan()
+        plan = await self.index.plan()
+        while plan.found(valid=False):
+            busy = await self.session.busy(plan.embeddings)
+            before, plan = plan, await self.index.plan()
+            if not busy and plan == before:
+                break
+            await self._tell_progress("another session is at it")
+            await asyncio.sleep(_LOOK_SECONDS)
+        return plan
 
     async def drop(self, plan: IndexPlan, *, valid: bool) -> None:
         """Drop what is there and valid, or there and not valid."""

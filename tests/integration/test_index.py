@@ -365,6 +365,38 @@ async def two(connection: asyncpg.Connection, count: str) -> bool:
     return bool(await connection.fetchval(count) == 2)
 
 
+async def test_an_index_that_somebody_builds_by_hand_is_waited_for(
+    shell: Shell, notes: asyncpg.Connection, database_url: str
+) -> None:
+    """While it is built it looks like what an interrupted build leaves."""
+    async with second_session(database_url) as other:
+        async with open_writer(database_url):
+            by_hand = asyncio.create_task(other.execute(CREATE.replace("INDEX", "INDEX CONCURRENTLY")))
+            await eventually(lambda: waits(notes), 60)
+            building = asyncio.create_task(shell("index", "build", "notes", "--json"))
+            asked = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'sidecar_daemon index'"
+            looked = f"{asked} AND (query LIKE '%pg_locks%' OR query LIKE 'DROP INDEX%')"
+            await eventually(lambda: notes.fetchval(looked), 60)
+        await by_hand
+    built = await building
+    assert built.json["built"] is False
+    assert "dropping" not in built.err
+    assert (await state(notes), await notes.fetchval(MADE)) == ("live", 1)
+
+
+async def test_a_build_has_no_limit_of_time(notes: asyncpg.Connection, database_url: str) -> None:
+    wanted = ["statement_timeout", "lock_timeout", "idle_session_timeout", "transaction_timeout"]
+    alter = "SELECT format('ALTER DATABASE %I SET %I = 60000', current_database(), name) FROM pg_settings"
+    for row in await notes.fetch(f"{alter} WHERE name = ANY ($1)", wanted):
+        await notes.execute(row[0])
+    limits = "SELECT array_agg(setting) FROM pg_settings WHERE name = ANY ($1)"
+    async with second_session(database_url) as limited:
+        assert set(await limited.fetchval(limits, wanted)) == {"60000"}
+    async with index_session(database_url) as session:
+        left = f"EXISTS (SELECT FROM pg_settings WHERE name = ANY ('{{{','.join(wanted)}}}') AND setting <> '0')"
+        await session.run(f"DO $do$ BEGIN ASSERT NOT {left}, 'a limit is left'; END $do$")
+
+
 async def test_an_interrupted_build_can_be_put_off_as_well(shell: Shell, notes: asyncpg.Connection) -> None:
     await notes.execute(CREATE)
     await notes.execute(INTERRUPT)
@@ -419,6 +451,21 @@ async def test_a_pipeline_that_is_detached_meanwhile_ends_the_wait(shell: Shell,
 
 async def test_nothing_is_queued_for_a_pipeline_that_is_not_there(database: Database) -> None:
     assert await PipelineIndex(database, "nobody").queued() == 0
+
+
+async def test_a_load_through_the_live_lane_is_waited_for_as_well(shell: Shell, notes: asyncpg.Connection) -> None:
+    load = "INSERT INTO notes SELECT n, 'loaded' FROM generate_series($1::int, $2::int) AS n"
+    await notes.execute("SELECT pgmq.purge_queue('notes')")
+    await notes.execute(load, ROWS + 1, ROWS + 999)
+    assert not (await index(notes))["backfilling"], "some edits are no load"
+    await notes.execute(load, ROWS + 1000, ROWS + 1000)
+    assert (await index(notes))["backfilling"]
+    waiting = asyncio.create_task(shell("index", "build", "notes", "--wait"))
+    await eventually(lambda: notes.fetchval(QUEUES_COUNTED), 60)
+    await notes.execute("SELECT pgmq.purge_queue('notes')")
+    done = await waiting
+    assert (done.code, "notes: waiting for the backfill: 1,000 messages queued" in done.err) == (0, True)
+    assert await state(notes) == "live"
 
 
 async def test_a_routine_walk_is_no_backfill(notes: asyncpg.Connection) -> None:
