@@ -251,7 +251,7 @@ async def _index(database: Database, pipeline: Pipeline) -> Check:
     slow = "searches are exact and slow"
     match index.state:
         case IndexState.MISSING:
-            return Check(name, State.FAIL, f"it is gone: {slow}", build)
+            return Check(name, State.FAIL, f"wanted, and not there: {slow}", build)
         case IndexState.INVALID:
             return Check(name, State.FAIL, "its build or drop was interrupted: it costs writes, serves nothing", build)
         case IndexState.DEFERRED if not index.backfilling:

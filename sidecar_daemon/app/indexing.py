@@ -90,9 +90,7 @@ async def build_index(
     """
     async with _opened(settings, pipeline) as index:
         if how.wait:
-            while (await index.status()).backfilling:
-                tell(IndexStep("waiting for the backfill", f": {counted(await index.queued(), 'message')} queued"))
-                await asyncio.sleep(_LOOK_SECONDS)
+            await _backfilled(index, tell)
         async with index_session(_direct_url(settings)) as session:
             work = _Work(pipeline, index, session, tell)
             plan = await work.begin()
@@ -129,6 +127,19 @@ async def _opened(settings: Settings, pipeline: str) -> AsyncIterator[PipelineIn
         yield index
 
 
+async def _backfilled(index: PipelineIndex, tell: Callable[[IndexStep], None]) -> None:
+    """Wait until the backfill is through. A wait of hours outlasts a database that is away for a moment."""
+    while True:
+        try:
+            if not (await index.status()).backfilling:
+                return
+            queued = counted(await index.queued(), "message")
+            tell(IndexStep("waiting for the backfill", f": {queued} queued"))
+        except Transient as error:
+            tell(IndexStep(f"waiting for the database: {error}"))
+        await asyncio.sleep(_LOOK_SECONDS)
+
+
 def _direct_url(settings: Settings) -> str:
     if settings.database.pooler is Pooler.SESSION:
         return settings.database.require_url()
@@ -152,12 +163,23 @@ class _Work:
     tell: Callable[[IndexStep], None]
 
     async def begin(self) -> IndexPlan:
-        """Wait until nobody else is at it. Returns what is there then."""
+        """Wait until nobody else is at it. Returns what is there then.
+
+        What is not valid may be what somebody builds by hand: it is left over only if it stays so while nobody builds.
+        """
         key = (await self.index.plan()).lock_key
         while not await self.session.lock(key):
             await self._tell_progress("another session is at it")
             await asyncio.sleep(_LOOK_SECONDS)
-        return await self.index.plan()
+        plan = await self.index.plan()
+        while plan.found(valid=False):
+            busy = await self.session.busy(plan.embeddings)
+            before, plan = plan, await self.index.plan()
+            if not busy and plan == before:
+                break
+            await self._tell_progress("another session is at it")
+            await asyncio.sleep(_LOOK_SECONDS)
+        return plan
 
     async def drop(self, plan: IndexPlan, *, valid: bool) -> None:
         """Drop what is there and valid, or there and not valid."""

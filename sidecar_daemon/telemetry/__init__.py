@@ -318,9 +318,9 @@ class Telemetry:
         self._tell_of_indexes(snapshot)
 
     def _tell_of_indexes(self, snapshot: Observation) -> None:
-        """An index that was left for after the load, once when the load is over; again only if it is deferred again."""
+        """An index that was left for after the load, once when the load is over; again after the next load."""
         deferred = {seen.pipeline: seen for seen in snapshot.pipelines if seen.index is IndexState.DEFERRED}
-        self._index_told &= deferred.keys()
+        self._index_told &= {pipeline for pipeline, seen in deferred.items() if not seen.backfilling}
         for pipeline, seen in deferred.items():
             if not seen.backfilling and pipeline not in self._index_told:
                 self._index_told.add(pipeline)

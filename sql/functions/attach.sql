@@ -284,7 +284,9 @@ END $$;
 
 -- Undoes attach: triggers, queues (with dead letters), the pipeline, and the table of vectors unless it is kept.
 -- Returns the name of the table of vectors. Locks: ACCESS EXCLUSIVE on the source (that is what dropping a trigger
--- takes) for some milliseconds and on what is dropped, each waited for at most 5 s; who comes meanwhile waits behind it. May call: members of the owner of schema sidecar.
+-- takes) for some milliseconds and on what is dropped, each waited for at most 5 s; who comes meanwhile waits behind it.
+-- Raises SC010 while the index is built or dropped: its lock on the vectors would be waited for with the source locked.
+-- May call: members of the owner of schema sidecar.
 CREATE OR REPLACE FUNCTION sidecar.detach(p_name text, p_keep_embeddings boolean DEFAULT false)
 RETURNS text
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET lock_timeout = '5s' AS $$
@@ -293,6 +295,10 @@ DECLARE
     v_part text;
     v_embeddings text := p.embeddings::text;
 BEGIN
+    IF NOT pg_try_advisory_xact_lock(sidecar._index_lock(p_name)) THEN
+        PERFORM sidecar._refuse('the index of pipeline %1$s is being built or dropped: wait until that is over (see '
+            'sidecar-daemon index show %1$s) or interrupt it, then detach again', p_name);
+    END IF;
     -- The sweep's row first, as the sweep itself does: in the other order the two could deadlock.
     PERFORM FROM sidecar.sweeps WHERE pipeline = p_name FOR UPDATE;
     -- A source or a table of vectors that was dropped meanwhile leaves nothing to undo there.

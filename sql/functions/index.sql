@@ -38,8 +38,8 @@ BEGIN
 END $$;
 
 -- The index of every pipeline. Columns: state (live; deferred: built after the load; building; missing: lost; invalid: a
--- build or a drop was interrupted; none: not wanted), backfilling (a backfill walks, or the bulk lane holds messages),
--- bytes (of what is live), and of a build under way, where the owner may see other sessions: phase, blocks of the table,
+-- build or a drop was interrupted; none: not wanted), backfilling (a backfill walks, the bulk lane holds messages,
+-- or the live lane 1,000 of them: a load that goes on), bytes (of what is live), and of a build under way, where the owner may see other sessions: phase, blocks of the table,
 -- tuples, and transactions that it waits for.
 -- May call: sidecar_runtime, sidecar_reader.
 CREATE OR REPLACE FUNCTION sidecar.list_indexes()
@@ -50,6 +50,7 @@ DECLARE
     p sidecar.pipelines;
     v_valid boolean;
     v_held boolean;
+    v_lane text;
 BEGIN
     FOR p IN SELECT * FROM sidecar.pipelines ORDER BY name LOOP
         pipeline := p.name;
@@ -78,9 +79,11 @@ BEGIN
                 ELSE p.index_mode END;
         END IF;
         SELECT s.backfill AND s.finished_at IS NULL INTO backfilling FROM sidecar.sweeps AS s WHERE s.pipeline = p.name;
-        IF backfilling IS NOT TRUE AND to_regclass(sidecar._queue_table(p.queue, 'bulk')) IS NOT NULL THEN
-            EXECUTE format('SELECT EXISTS (SELECT FROM %s)', sidecar._queue_table(p.queue, 'bulk')) INTO backfilling;
-        END IF;
+        FOREACH v_lane IN ARRAY ARRAY['bulk', 'live'] LOOP
+            CONTINUE WHEN backfilling OR to_regclass(sidecar._queue_table(p.queue, v_lane)) IS NULL;
+            EXECUTE format('SELECT count(*) = $1 FROM (SELECT FROM %s LIMIT $1) AS l', sidecar._queue_table(p.queue, v_lane))
+            INTO backfilling USING CASE v_lane WHEN 'bulk' THEN 1 ELSE 1000 END;
+        END LOOP;
         backfilling := coalesce(backfilling, false);
         RETURN NEXT;
     END LOOP;

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from pgvector import Vector
 
-from sidecar_daemon.adapters.postgres.indexing import index_session
+from sidecar_daemon.adapters.postgres.indexing import PipelineIndex, index_session
 from sidecar_daemon.cli import run_command_line
 from sidecar_daemon.domain.errors import Fatal
 from sidecar_daemon.domain.indexing import graph_bytes
@@ -30,6 +30,8 @@ from tests.waiting import eventually
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
     from pathlib import Path
+
+    from sidecar_daemon.adapters.postgres.pool import Database
 
     Shell = Callable[..., Coroutine[Any, Any, Finished]]
 
@@ -46,6 +48,8 @@ MADE = "SELECT count(*) FROM pg_indexes WHERE indexdef LIKE '%hnsw%'"
 SEARCH = "SELECT key FROM sidecar.search('notes', $1, 10)"
 QUIET = "UPDATE sidecar.sweeps SET started_at = now(), finished_at = now(), backfill = false"
 BUILDERS = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'CREATE INDEX CONCURRENTLY%'"
+
+QUEUES_COUNTED = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%queue_depths%' AND pid <> pg_backend_pid()"
 
 
 @pytest.fixture
@@ -361,6 +365,38 @@ async def two(connection: asyncpg.Connection, count: str) -> bool:
     return bool(await connection.fetchval(count) == 2)
 
 
+async def test_an_index_that_somebody_builds_by_hand_is_waited_for(
+    shell: Shell, notes: asyncpg.Connection, database_url: str
+) -> None:
+    """While it is built it looks like what an interrupted build leaves."""
+    async with second_session(database_url) as other:
+        async with open_writer(database_url):
+            by_hand = asyncio.create_task(other.execute(CREATE.replace("INDEX", "INDEX CONCURRENTLY")))
+            await eventually(lambda: waits(notes), 60)
+            building = asyncio.create_task(shell("index", "build", "notes", "--json"))
+            asked = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'sidecar_daemon index'"
+            looked = f"{asked} AND (query LIKE '%pg_locks%' OR query LIKE 'DROP INDEX%')"
+            await eventually(lambda: notes.fetchval(looked), 60)
+        await by_hand
+    built = await building
+    assert built.json["built"] is False
+    assert "dropping" not in built.err
+    assert (await state(notes), await notes.fetchval(MADE)) == ("live", 1)
+
+
+async def test_a_build_has_no_limit_of_time(notes: asyncpg.Connection, database_url: str) -> None:
+    wanted = ["statement_timeout", "lock_timeout", "idle_session_timeout", "transaction_timeout"]
+    alter = "SELECT format('ALTER DATABASE %I SET %I = 60000', current_database(), name) FROM pg_settings"
+    for row in await notes.fetch(f"{alter} WHERE name = ANY ($1)", wanted):
+        await notes.execute(row[0])
+    limits = "SELECT array_agg(setting) FROM pg_settings WHERE name = ANY ($1)"
+    async with second_session(database_url) as limited:
+        assert set(await limited.fetchval(limits, wanted)) == {"60000"}
+    async with index_session(database_url) as session:
+        left = f"EXISTS (SELECT FROM pg_settings WHERE name = ANY ('{{{','.join(wanted)}}}') AND setting <> '0')"
+        await session.run(f"DO $do$ BEGIN ASSERT NOT {left}, 'a limit is left'; END $do$")
+
+
 async def test_an_interrupted_build_can_be_put_off_as_well(shell: Shell, notes: asyncpg.Connection) -> None:
     await notes.execute(CREATE)
     await notes.execute(INTERRUPT)
@@ -373,8 +409,7 @@ async def test_build_waits_for_the_backfill(shell: Shell, notes: asyncpg.Connect
     assert (await index(notes))["backfilling"], "the walk is to come"
     await notes.execute("SELECT pgmq.send('notes_bulk', '{}')")
     waiting = asyncio.create_task(shell("index", "build", "notes", "--wait"))
-    counted = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%queue_depths%' AND pid <> pg_backend_pid()"
-    await eventually(lambda: notes.fetchval(counted), 60)
+    await eventually(lambda: notes.fetchval(QUEUES_COUNTED), 60)
     await notes.execute(QUIET)
     assert (await index(notes))["backfilling"], "the walk is over, its message is not"
     assert not waiting.done()
@@ -382,6 +417,54 @@ async def test_build_waits_for_the_backfill(shell: Shell, notes: asyncpg.Connect
     assert not (await index(notes))["backfilling"]
     done = await waiting
     assert (done.code, "notes: waiting for the backfill: 1 message queued" in done.err) == (0, True)
+    assert await state(notes) == "live"
+
+
+async def test_the_wait_outlasts_a_database_that_fails_for_a_moment(
+    notes: asyncpg.Connection, database_url: str
+) -> None:
+    await notes.execute("SELECT sidecar.request_sweep('notes')")
+    waiting = await start("index", "build", "notes", "--wait", database_url=database_url)
+    assert waiting.stderr is not None
+    await eventually(lambda: notes.fetchval(QUEUES_COUNTED), 60)
+    await notes.execute("ALTER FUNCTION sidecar.list_indexes() RENAME TO away")
+    async with asyncio.timeout(60):
+        while b"waiting for the database: " not in (line := await waiting.stderr.readline()):
+            assert line
+    await notes.execute("ALTER FUNCTION sidecar.away() RENAME TO list_indexes")
+    await notes.execute(QUIET)
+    assert (await within_a_minute(waiting)).code == 0
+    assert await state(notes) == "live"
+
+
+async def test_a_pipeline_that_is_detached_meanwhile_ends_the_wait(shell: Shell, notes: asyncpg.Connection) -> None:
+    await notes.execute("SELECT sidecar.request_sweep('notes')")
+    waiting = asyncio.create_task(shell("index", "build", "notes", "--wait"))
+    await eventually(lambda: notes.fetchval(QUEUES_COUNTED), 60)
+    await notes.execute("SELECT sidecar.detach('notes')")
+    done = await waiting
+    assert (done.code, done.err.splitlines()[-1]) == (
+        1,
+        "error: pipeline 'notes' does not exist: it was detached meanwhile",
+    )
+
+
+async def test_nothing_is_queued_for_a_pipeline_that_is_not_there(database: Database) -> None:
+    assert await PipelineIndex(database, "nobody").queued() == 0
+
+
+async def test_a_load_through_the_live_lane_is_waited_for_as_well(shell: Shell, notes: asyncpg.Connection) -> None:
+    load = "INSERT INTO notes SELECT n, 'loaded' FROM generate_series($1::int, $2::int) AS n"
+    await notes.execute("SELECT pgmq.purge_queue('notes')")
+    await notes.execute(load, ROWS + 1, ROWS + 999)
+    assert not (await index(notes))["backfilling"], "some edits are no load"
+    await notes.execute(load, ROWS + 1000, ROWS + 1000)
+    assert (await index(notes))["backfilling"]
+    waiting = asyncio.create_task(shell("index", "build", "notes", "--wait"))
+    await eventually(lambda: notes.fetchval(QUEUES_COUNTED), 60)
+    await notes.execute("SELECT pgmq.purge_queue('notes')")
+    done = await waiting
+    assert (done.code, "notes: waiting for the backfill: 1,000 messages queued" in done.err) == (0, True)
     assert await state(notes) == "live"
 
 
@@ -469,7 +552,7 @@ async def test_the_progress_is_drawn_on_a_terminal(notes: asyncpg.Connection, da
 DOCTOR = {
     "deferred, and the load is over": ("SELECT", "warn", "still deferred though the backfill is through"),
     "deferred, while the load lasts": ("SELECT sidecar.request_sweep('notes')", "ok", "deferred until"),
-    "lost": ("SELECT sidecar.record_index('notes', 'live')", "fail", "it is gone"),
+    "lost": ("SELECT sidecar.record_index('notes', 'live')", "fail", "wanted, and not there"),
     "interrupted": (f"{CREATE}; {INTERRUPT}", "fail", "interrupted"),
     "not wanted": ("UPDATE sidecar.pipelines SET index_mode = 'none'", "ok", "none is wanted"),
     "live": (CREATE, "ok", "live"),
@@ -576,12 +659,19 @@ async def test_detach_leaves_nothing(notes: asyncpg.Connection, *, interrupted: 
     assert await notes.fetchval("SELECT count(*) FROM pg_class WHERE relname LIKE 'notes_embeddings%'") == 0
 
 
-async def test_a_build_makes_detach_wait_for_a_moment_only(
+async def test_detach_is_refused_while_the_index_is_built(
     shell: Shell, notes: asyncpg.Connection, database_url: str
 ) -> None:
     async with open_writer(database_url):
         building = asyncio.create_task(shell("index", "build", "notes"))
         await eventually(lambda: waits(notes), 60)
-        with pytest.raises(asyncpg.LockNotAvailableError):
-            await notes.execute("SET lock_timeout = '100ms'; SELECT sidecar.detach('notes')")
+        async with second_session(database_url) as writer, writer.transaction():
+            await writer.execute(
+                "UPDATE notes SET body = 'open' WHERE id = 2"
+            )  # a lock on the source would wait for it
+            with pytest.raises(
+                asyncpg.PostgresError, match="the index of pipeline notes is being built or dropped: wait"
+            ):
+                await notes.execute("SELECT sidecar.detach('notes')")
     assert (await building).code == 0
+    await notes.execute("SELECT sidecar.detach('notes')")

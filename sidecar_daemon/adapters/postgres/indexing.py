@@ -21,9 +21,21 @@ if TYPE_CHECKING:
 _CONNECT_SECONDS = 10.0
 _CLOSE_SECONDS = 10.0
 _OF_PIPELINE = "SELECT * FROM sidecar.list_indexes() WHERE pipeline = $1"
-_QUEUED = "SELECT depth FROM sidecar.queue_depths() WHERE pipeline = $1 AND lane = 'bulk'"
+_QUEUED = "SELECT pg_catalog.sum(depth) FROM sidecar.queue_depths() WHERE pipeline = $1 AND lane <> 'dead'"
+_BUSY = """
+SELECT EXISTS (
+    SELECT FROM pg_catalog.pg_locks
+    WHERE locktype = 'relation' AND relation = $1::text::pg_catalog.regclass AND granted
+    AND mode = 'ShareUpdateExclusiveLock'
+    AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
+    AND pid <> pg_catalog.pg_backend_pid())
+"""
 _NO_LIMITS = {"statement_timeout": "0", "lock_timeout": "0", "idle_session_timeout": "0"}
 """A build takes as long as it takes, and waits for the writers of its moment; nobody waits for it meanwhile."""
+_NO_NEWER_LIMIT = """
+SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings WHERE name = 'transaction_timeout'
+"""
+"""From PostgreSQL 17 on; an older server would refuse a connection that names it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +45,7 @@ class IndexStatus:
     pipeline: str
     state: IndexState
     backfilling: bool
-    """A backfill walks, or its lane still holds messages."""
+    """A backfill walks, its lane still holds messages, or the live lane many: a load goes on."""
     bytes: int | None
     """Size on disk; None unless it is live."""
     phase: str | None
@@ -89,13 +101,18 @@ class PipelineIndex:
         self._pipeline = pipeline
 
     async def status(self) -> IndexStatus:
-        """How it is now."""
-        (row,) = await self._database.call(_OF_PIPELINE, self._pipeline)
-        return _status(row)
+        """How it is now.
+
+        Raises:
+            Fatal: ``unknown_pipeline``, it was detached meanwhile.
+        """
+        for row in await self._database.call(_OF_PIPELINE, self._pipeline):
+            return _status(row)
+        raise Fatal("unknown_pipeline", f"pipeline {self._pipeline!r} does not exist: it was detached meanwhile")
 
     async def queued(self) -> int:
-        """Messages of the backfill's lane."""
-        return int(await self._database.fetch_value(_QUEUED, self._pipeline))
+        """Messages of both lanes."""
+        return int(await self._database.fetch_value(_QUEUED, self._pipeline) or 0)
 
     async def plan(self) -> IndexPlan:
         """What it takes to build or drop it.
@@ -132,6 +149,11 @@ class IndexSession:
         """Take the session's advisory lock under which indexes are built and dropped; False: somebody else has it."""
         with translated(self._place):
             return bool(await self._connection.fetchval("SELECT pg_catalog.pg_try_advisory_lock($1)", key))
+
+    async def busy(self, table: str) -> bool:
+        """Whether another session holds the lock on a table under which an index is built beside writers."""
+        with translated(self._place):
+            return bool(await self._connection.fetchval(_BUSY, table))
 
     async def own_memory(self) -> int:
         """Bytes of ``maintenance_work_mem`` that the server gives by itself."""
@@ -192,6 +214,8 @@ async def index_session(dsn: str) -> AsyncIterator[IndexSession]:
             server_settings={"application_name": "sidecar_daemon index", **_NO_LIMITS},
         )
     try:
+        with translated(place):
+            await connection.execute(_NO_NEWER_LIMIT)
         yield IndexSession(connection, place)
     finally:
         with translated(place):
