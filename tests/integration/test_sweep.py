@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -187,3 +188,32 @@ async def test_what_it_enqueued_is_leased_on_the_bulk_lane(rig: Rig) -> None:
     (settled,) = await rig.settle(rig.settlement(1, "text", lease))
     assert settled.acknowledged == 1
     assert (await sweep(rig)).enqueued == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "blank"),
+    [
+        ("''", True),
+        ("E' \\t\\u00a0\\ufeff\\n'", True),
+        ("repeat(' ', 1001)", True),
+        ("repeat(' ', 1001) || 'x'", False),
+        ("'x' || repeat(' ', 1001)", False),
+        ("repeat(' ', 140000000)", False),
+    ],
+)
+async def test_what_is_blank(rig: Rig, content: str, blank: bool) -> None:
+    """Also where trimming would be refused by the server: beyond 128 MiB."""
+    assert await rig.connection.fetchval(f"SELECT sidecar._blank({content})") is blank
+
+
+async def test_a_window_is_not_held_up_by_trimming_a_huge_document(rig: Rig) -> None:
+    """A window hashes 100 MB once; whether they are blank is seen at their beginning. Trimming takes six hashes."""
+    await rig.connection.execute("CREATE TEMP TABLE huge AS SELECT repeat('x', 100 * 1024 * 1024) AS body")
+
+    async def seconds(expression: str) -> float:
+        begun = time.perf_counter()
+        await rig.connection.fetchval(f"SELECT {expression} FROM huge")
+        return time.perf_counter() - begun
+
+    hashing = min([await seconds("md5(body)") for _ in range(3)])
+    assert min([await seconds("sidecar._blank(body)") for _ in range(3)]) < hashing / 2
