@@ -1,12 +1,14 @@
 """Wait out the world's faults: the circuit breaker of one pipeline, or of the catalog.
 
 A step that fails by the world's fault opens the circuit: nothing new is leased. The step itself, repeated with full
-jitter, is the half-open probe; when it works, the circuit closes and no message was blamed.
+jitter, is the half-open probe; when it works, the other failing steps are repeated at once, the circuit closes, and
+no message was blamed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
@@ -22,6 +24,9 @@ _Result = TypeVar("_Result")
 
 BASE_SECONDS = 0.25
 CAP_SECONDS = 5.0
+GRACE_SECONDS = 2.5
+"""After an outage in which leases may have run out, every replica first prolongs its own, and leases only then. Each
+of its failing steps notices the end within the cap, so that the first of them mostly does within half of it."""
 
 
 class Patience:
@@ -41,6 +46,12 @@ class Patience:
         self._closed = asyncio.Event()
         self._closed.set()
         self._told = False
+        self._answered = asyncio.Event()
+        """Set, and replaced, when a failing step worked."""
+        self._ended = asyncio.Event()
+        self._ended_at = 0.0
+        self._lasted = 0.0
+        """Of the last outage."""
         self.reason: str | None = None
         """What it is waiting for, in one line; None while steps work."""
 
@@ -49,9 +60,29 @@ class Patience:
         """Whether a step is being repeated now."""
         return self._failing > 0
 
-    async def closed(self) -> None:
-        """Wait until no step is failing: the gate in front of everything that would take more work in."""
+    @property
+    def outage(self) -> float:
+        """Seconds since the first of the failing steps failed; 0 while none does."""
+        return self._clock() - self._since if self._failing else 0.0
+
+    async def closed(self, *, expiring: float = math.inf) -> None:
+        """Wait until no step is failing: the gate in front of everything that would take more work in.
+
+        Args:
+            expiring: seconds of an outage after which leases may have run out; then others get a moment
+                (``GRACE_SECONDS``) to prolong theirs, that nobody takes a lease whose holder lives.
+        """
         await self._closed.wait()
+        while self._lasted >= expiring and (rest := self._ended_at + GRACE_SECONDS - self._clock()) > 0:
+            await asyncio.sleep(rest)
+            await self._closed.wait()
+
+    async def ended(self, *, within: float) -> None:
+        """Wait until an outage has ended, also one since the last call, or for so many seconds."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within):
+                await self._ended.wait()
+        self._ended.clear()
 
     async def __call__(
         self,
@@ -119,18 +150,32 @@ class Patience:
         delay = full_jitter(attempt, base=BASE_SECONDS, cap=CAP_SECONDS, uniform=self._uniform)
         self._telemetry.fault(self._scope, error, waiting=delay)
         self._telemetry.circuit(self._scope, "open")
-        with suppress(TimeoutError):
-            async with asyncio.timeout(delay):
-                await (until or asyncio.Event()).wait()
+        await _first_of(self._answered, until, within=delay)
         self._telemetry.circuit(self._scope, "half_open")
 
     def _close(self, *, answered: bool) -> None:
         """One step is through. The last one closes the circuit; the outage is over when the database answered."""
         self._failing -= 1
+        if answered:
+            self._answered.set()
+            self._answered = asyncio.Event()
         if self._failing:
             return
+        self._ended_at = self._clock()
+        self._lasted = self._ended_at - self._since
+        self._ended.set()
         self._closed.set()
         self.reason = None
         self._telemetry.circuit(self._scope, "closed")
         if answered:
-            self._telemetry.recovered(self._scope, self._clock() - self._since)
+            self._telemetry.recovered(self._scope, self._lasted)
+
+
+async def _first_of(*events: asyncio.Event | None, within: float) -> None:
+    """Wait for the first of the events, or for so many seconds."""
+    waits = [asyncio.create_task(event.wait()) for event in events if event is not None]
+    try:
+        await asyncio.wait(waits, timeout=within, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()

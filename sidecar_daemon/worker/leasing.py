@@ -64,11 +64,14 @@ class Leaser:
     async def _world_answers(self) -> bool:
         """Wait while the circuit is open: a lease whose document cannot be settled would burn time, and an attempt.
 
+        And after an outage that was long enough for leases to run out, until whoever held them has had time to prolong
+        them: a message that another replica leases meanwhile is a suspect, and travels alone.
+
         Returns:
             False once the worker stops.
         """
         stopping = asyncio.create_task(self._state.stopping.wait())
-        closed = asyncio.create_task(self._state.patience.closed())
+        closed = asyncio.create_task(self._state.patience.closed(expiring=self._state.limits.expiring_seconds))
         try:
             await asyncio.wait([stopping, closed], return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -77,13 +80,17 @@ class Leaser:
         return not self._state.stopping.is_set()
 
     async def _lease(self, messages: int) -> list[Lease]:
-        """Lease at most so many messages; none when the worker stops while the database is away."""
+        """Lease at most so many messages; none after an outage, or when the worker stops in one."""
         state, limits = self._state, self._state.limits
+
+        async def lease() -> list[Lease]:
+            if state.patience.outage < limits.expiring_seconds:
+                return await state.queue.lease(self._lane, seconds=limits.lease_seconds, limit=messages)
+            await state.queue.read([])  # a probe that takes nothing: what ran out meanwhile may have a holder
+            return []
+
         try:
-            return await state.patience(
-                lambda: state.queue.lease(self._lane, seconds=limits.lease_seconds, limit=messages),
-                until=state.stopping,
-            )
+            return await state.patience(lease, until=state.stopping)
         except Refused:
             raise
         except Transient:

@@ -54,6 +54,11 @@ class WorkerLimits:
     drain_seconds: float
 
     @property
+    def expiring_seconds(self) -> float:
+        """An outage this long may outlast a lease: that was extended a third of its length before, at the latest."""
+        return self.lease_seconds * 2 / 3
+
+    @property
     def backlog_tokens(self) -> int:
         """Tokens of one lane that may wait for the model: enough to choose near-equal lengths from."""
         return 8 * self.threads * self.batch_tokens

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from sidecar_daemon.domain.errors import Poison, Refused, Transient
 from sidecar_daemon.domain.messages import Document, DocumentKey, Lane, Lease, MessageId, Window
 from sidecar_daemon.domain.pacing import RunBudget
+from sidecar_daemon.patience import Patience
 from sidecar_daemon.worker.backlog import Backlog
 from sidecar_daemon.worker.state import InFlight, Job
 from tests.rig import PLAIN, Told, md5
@@ -174,6 +176,63 @@ async def test_an_open_circuit_holds_the_gate_shut_until_its_probe_works() -> No
     assert await asked == "answer"
     await gate
     assert told.circuit() == "closed"
+
+
+async def test_a_step_that_works_again_wakes_the_others_at_once() -> None:
+    """One probe finds the end of an outage; the rest need not sleep theirs out."""
+    told = Told()
+    delays = iter([30.0, 0.05, 0.05])
+    patience = Patience("database", told.telemetry, uniform=lambda *_: next(delays), clock=time.monotonic)
+    sleeper, prober = Steps(Transient("disk_full", "a")), Steps(*[Transient("disk_full", "b")] * 2)
+    async with asyncio.timeout(20):
+        await asyncio.gather(patience(sleeper), patience(prober))
+    assert (sleeper.calls, prober.calls) == (2, 3)
+    assert told.circuit() == "closed"
+
+
+async def test_a_step_that_never_failed_wakes_nobody() -> None:
+    """What works all along says nothing of what does not: a full disk leaves the reads alone."""
+    told = Told()
+    patience = Patience("database", told.telemetry, uniform=lambda *_: 30.0, clock=time.monotonic)
+    sleeper = Steps(Transient("disk_full", "a"))
+    asked = asyncio.create_task(patience(sleeper))
+    await eventually(lambda: patience.away)
+    await patience(Steps())
+    await asyncio.sleep(0.05)
+    assert sleeper.calls == 1
+    asked.cancel()
+
+
+@pytest.mark.parametrize(("lasted", "waits"), [(9.0, False), (10.0, True)])
+async def test_after_an_outage_in_which_leases_ran_out_others_get_a_moment(
+    monkeypatch: pytest.MonkeyPatch, lasted: float, waits: bool
+) -> None:
+    monkeypatch.setattr("sidecar_daemon.patience.GRACE_SECONDS", 0.3)
+    told, now = Told(), [100.0]
+    patience = Patience("database", told.telemetry, uniform=lambda *_: 0.0, clock=lambda: now[0])
+
+    async def step() -> None:
+        if not patience.away:
+            raise Transient("connection_lost", "planted")
+        now[0] += lasted
+
+    await patience(step)
+    await patience.ended(within=0)
+    gate = asyncio.create_task(patience.closed(expiring=10.0))
+    await asyncio.sleep(0.1)
+    assert gate.done() is not waits
+    now[0] += 0.3
+    await gate
+
+
+async def test_the_end_of_an_outage_is_not_missed() -> None:
+    patience = Told().patience()
+    await patience(Steps(Transient("connection_lost", "planted")))
+    async with asyncio.timeout(20):
+        await patience.ended(within=30)
+    begun = time.monotonic()
+    await patience.ended(within=0.05)
+    assert time.monotonic() - begun >= 0.05, "one end is told once"
 
 
 async def test_a_step_is_not_repeated_once_the_caller_stops() -> None:

@@ -11,8 +11,9 @@ import pytest
 from sidecar_daemon.domain.errors import Poison, Transient
 from sidecar_daemon.domain.messages import DocumentKey, Lane, LongDocuments
 from sidecar_daemon.domain.windows import combine_windows
-from tests.faulty import FaultyEmbedder
-from tests.rig import MAX_BYTES, PLAIN, md5, running, second_session
+from sidecar_daemon.worker.state import WorkerLimits
+from tests.faulty import FaultyEmbedder, FaultyQueue
+from tests.rig import MAX_BYTES, PLAIN, Told, build_worker, md5, running, second_session
 from tests.waiting import eventually
 
 if TYPE_CHECKING:
@@ -523,6 +524,44 @@ async def test_an_outage_is_told_once_and_blames_nobody(bench: Bench) -> None:
     assert len(bench.told.events("recovered")) == 1
     assert await rig.dead() == []
     assert bench.told.documents("deferred") == 0
+    await rig.assert_true()
+
+
+async def test_a_replica_that_is_back_first_leaves_the_others_their_leases(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R14: what ran out while the database was away is no suspect, its holder lives and prolongs it."""
+    monkeypatch.setattr(WorkerLimits, "expiring_seconds", 1.0)
+    rig, told = bench.rig, Told()
+    bench.embedder.gate.clear()
+    await rig.write(**{f"k{n}": f"text {n}" for n in range(5)})
+    # So long that no keeper's turn falls into the outage: its end makes the holder extend.
+    holder = await bench.worker(lease_seconds=1000)
+    first = FaultyQueue(rig.queue)
+    other = build_worker(
+        await rig.pipeline(), first, FaultyEmbedder(PLAIN), told, bench.executor, lease_seconds=1000, poll_max=0.05
+    )
+    async with running(holder):
+        await entered(bench)
+        await eventually(lambda: len(holder._state.in_flight.leases) == 5)
+        async with running(other):
+            await eventually(lambda: first.count("lease") > 4)
+            for queue in (bench.queue, first):
+                queue.cut(Transient("connection_lost", "planted"), "lease", "read", "extend", "settle")
+            holder.wake()
+            workers = (holder, other)
+            await eventually(lambda: all(worker._state.patience.outage > 1 for worker in workers))
+            await rig.expire()
+            first.mend()
+            await eventually(lambda: other.waiting is None)
+            leased = first.count("lease")
+            bench.queue.mend()
+            await eventually(lambda: bench.queue.count("extend") > 0 and holder.waiting is None)
+            await eventually(lambda: first.count("lease") > leased, what="the other to lease again")
+            bench.embedder.gate.set()
+            await eventually(bench.settled)
+    assert bench.told.events("leases_lost") == []
+    assert (told.documents("embedded"), bench.told.documents("embedded")) == (0, 5)
     await rig.assert_true()
 
 
