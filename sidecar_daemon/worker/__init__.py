@@ -62,7 +62,12 @@ class Worker:
             pulse=pulse,
             uniform=uniform,
             budget=budget,
-            backlog=Backlog(lane_tokens=limits.backlog_tokens, budget=budget, max_windows=limits.batch_windows),
+            backlog=Backlog(
+                lane_tokens=limits.backlog_tokens,
+                lane_windows=limits.backlog_windows,
+                budget=budget,
+                max_windows=limits.batch_windows,
+            ),
             settlements=asyncio.Queue(maxsize=2 * limits.batch_windows * limits.threads),
         )
 

@@ -18,14 +18,17 @@ if TYPE_CHECKING:
 class Backlog:
     """Windows that wait, oldest first. No timer: an idle thread takes what is there."""
 
-    def __init__(self, *, lane_tokens: int, budget: RunBudget, max_windows: int) -> None:
-        """Bound each lane to about ``lane_tokens`` real tokens, and every batch to the other two."""
+    def __init__(self, *, lane_tokens: int, lane_windows: int, budget: RunBudget, max_windows: int) -> None:
+        """Bound each lane to about so many real tokens and windows, and every batch to the other two."""
         self._lane_tokens = lane_tokens
+        self._lane_windows = lane_windows
         self._budget = budget
         self._max_windows = max_windows
         self._pending: list[Window] = []
         self._tokens: Counter[Lane] = Counter()
-        """Real tokens that wait, by lane: what holds leasing back."""
+        """Real tokens that wait, by lane: with the windows, what holds leasing back."""
+        self._windows: Counter[Lane] = Counter()
+        """Where a run takes few windows, many short ones are much work, however few their tokens."""
         self._changed = asyncio.Condition()
         self._closed = False
 
@@ -35,15 +38,19 @@ class Backlog:
 
     def has_room(self, lane: Lane) -> bool:
         """Whether a lane is less than half full."""
-        return self._tokens[lane] < self._lane_tokens / 2
+        return self._fill(lane) < 1 / 2
 
     def room_tokens(self, lane: Lane) -> int:
         """Tokens that a lane still takes."""
         return max(0, self._lane_tokens - self._tokens[lane])
 
+    def room_windows(self, lane: Lane) -> int:
+        """Windows that a lane still takes."""
+        return max(0, self._lane_windows - self._windows[lane])
+
     def full(self, lane: Lane) -> bool:
         """Whether a lane takes no document now."""
-        return self._tokens[lane] >= self._lane_tokens
+        return self._fill(lane) >= 1
 
     async def room(self, lane: Lane) -> bool:
         """Wait until a lane is less than half full, so that a lease refills it while the model runs.
@@ -63,6 +70,7 @@ class Backlog:
             if not self._closed:
                 self._pending.extend(windows)
                 self._tokens[lane] += sum(window.length for window in windows)
+                self._windows[lane] += len(windows)
                 self._changed.notify_all()
             return not self._closed
 
@@ -95,6 +103,10 @@ class Backlog:
             self._drop(list(self._pending))
             return waiting
 
+    def _fill(self, lane: Lane) -> float:
+        """The share of a lane that is taken, by the bound that it is nearer to."""
+        return max(self._tokens[lane] / self._lane_tokens, self._windows[lane] / self._lane_windows)
+
     def _taken_from(self, pending: Sequence[Window]) -> Batch:
         batch = next_batch(pending, max_padded_tokens=self._budget.tokens, max_windows=self._max_windows)
         self._drop(batch.windows)
@@ -105,4 +117,5 @@ class Backlog:
         self._pending = remaining(self._pending, windows)
         for window in windows:
             self._tokens[window.document.lane] -= window.length
+            self._windows[window.document.lane] -= 1
         self._changed.notify_all()

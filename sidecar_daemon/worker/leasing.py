@@ -46,6 +46,7 @@ class Leaser:
         while await self._room() and await self._world_answers():
             state.wakes[self._lane].clear()
             wanted = self._horizon.messages(state.backlog.room_tokens(self._lane))
+            wanted = max(1, min(wanted, state.backlog.room_windows(self._lane)))
             found = await self._lease_once(wanted)
             if found == wanted:  # there may be more, and once there is not, the next look shall come soon
                 pause = limits.poll_min

@@ -36,6 +36,10 @@ if TYPE_CHECKING:
     from sidecar_daemon.worker.backlog import Backlog
 
 
+_RUNS_AHEAD = 8
+"""Full runs a thread that may wait for the model. What a replica holds, another cannot begin."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerLimits:
     """How much at once, how long, how often. Durations in seconds."""
@@ -61,7 +65,12 @@ class WorkerLimits:
     @property
     def backlog_tokens(self) -> int:
         """Tokens of one lane that may wait for the model: enough to choose near-equal lengths from."""
-        return 8 * self.threads * self.batch_tokens
+        return _RUNS_AHEAD * self.threads * self.batch_tokens
+
+    @property
+    def backlog_windows(self) -> int:
+        """Windows of one lane that may wait: as many runs, where their windows are what limits them."""
+        return _RUNS_AHEAD * self.threads * self.batch_windows
 
 
 @dataclass(slots=True, eq=False)

@@ -31,8 +31,8 @@ def windows(of: Document, words: int = 8, count: int = 1) -> list[Window]:
     return [Window(of, n, count, tokens) for n in range(count)]
 
 
-def backlog(lane_tokens: int = 20) -> Backlog:
-    return Backlog(lane_tokens=lane_tokens, budget=RunBudget(most=1000), max_windows=10)
+def backlog(lane_tokens: int = 20, lane_windows: int = 100) -> Backlog:
+    return Backlog(lane_tokens=lane_tokens, lane_windows=lane_windows, budget=RunBudget(most=1000), max_windows=10)
 
 
 async def test_a_full_lane_makes_the_next_wait_and_the_other_lane_not() -> None:
@@ -71,6 +71,21 @@ async def test_a_close_ends_every_wait() -> None:
     assert await idle.close() == []
     assert (await put, await room, await take) == (False, False, None)
     assert await waiting.take() is None
+
+
+async def test_many_short_windows_fill_a_lane_as_long_ones_do() -> None:
+    """R14: a replica that hoards what it cannot begin soon leaves others idle, and loses more when it dies."""
+    waiting = backlog(lane_tokens=10_000, lane_windows=4)
+    assert waiting.room_windows(Lane.LIVE) == 4
+    await waiting.put(windows(document("one"), words=1))
+    assert waiting.has_room(Lane.LIVE)
+    await waiting.put(windows(document("two"), words=1))
+    assert not waiting.has_room(Lane.LIVE)
+    assert (waiting.room_windows(Lane.LIVE), waiting.room_windows(Lane.BULK)) == (2, 4)
+    await waiting.put(windows(document("three"), words=1, count=2))
+    assert waiting.full(Lane.LIVE)
+    await waiting.take()
+    assert waiting.room_windows(Lane.LIVE) == 4
 
 
 async def test_a_removed_document_makes_room() -> None:

@@ -75,6 +75,21 @@ async def test_a_worker_holds_no_more_work_than_it_has_room_for(bench: Bench) ->
     assert len(await rig.vectors()) == 100
 
 
+async def test_where_runs_take_few_windows_few_messages_are_held(bench: Bench) -> None:
+    """However short the texts: sixteen runs wait at most, and the others' share stays in the queue."""
+    rig = bench.rig
+    bench.embedder.gate.clear()
+    await rig.write(**{f"k{n}": f"word{n}" for n in range(100)})
+    worker = await bench.worker(threads=1, batch_windows=2, lease_messages=100)
+    async with running(worker):
+        await entered(bench)
+        await eventually(lambda: not worker._state.backlog.has_room(Lane.LIVE))
+        assert 8 <= len(worker._state.in_flight.leases) <= 20
+        bench.embedder.gate.set()
+        await eventually(bench.settled)
+    assert len(await rig.vectors()) == 100
+
+
 async def test_a_find_makes_the_next_looks_come_soon_however_small_the_lease(bench: Bench) -> None:
     """Without a notification, whoever edits after an idle hour would wait for the longest pause with every edit."""
     worker = await bench.worker(threads=1, batch_tokens=16, poll_min=0.01, poll_max=600)
@@ -568,7 +583,7 @@ async def test_a_replica_that_is_back_first_leaves_the_others_their_leases(
 async def test_the_bulk_lane_waits_behind_the_live_lane(bench: Bench) -> None:
     rig = bench.rig
     await rig.connection.execute("ALTER TABLE docs DISABLE TRIGGER USER")
-    await rig.write(**{f"k{n}": f"bulk {n}" for n in range(40)})
+    await rig.write(**{f"k{n}": f"bulk {n}" for n in range(16)})
     await rig.connection.execute("ALTER TABLE docs ENABLE TRIGGER USER")
     await rig.queue.sweep(rows=1000, interval=0)
     bench.embedder.gate.clear()
@@ -577,7 +592,7 @@ async def test_the_bulk_lane_waits_behind_the_live_lane(bench: Bench) -> None:
         await rig.write(k100="live")
         reads = len([1 for name, keys in bench.queue.calls if name == "read" and keys == ["100"]])
         await eventually(lambda: any(n == "read" and k == ["100"] for n, k in bench.queue.calls) or reads)
-        await eventually(lambda: len(bench.embedder._texts) == 41)
+        await eventually(lambda: len(bench.embedder._texts) == 17)
         await asyncio.sleep(0)
         bench.embedder.gate.set()
         await eventually(bench.settled)
