@@ -48,10 +48,11 @@ class Patience:
         self._told = False
         self._answered = asyncio.Event()
         """Set, and replaced, when a failing step worked."""
-        self._ended = asyncio.Event()
-        self._ended_at = 0.0
+        self._relief = asyncio.Event()
+        self._answering_since: float | None = 0.0
+        """By the clock; None from a failure until the next answer."""
         self._lasted = 0.0
-        """Of the last outage."""
+        """Seconds of the last outage."""
         self.reason: str | None = None
         """What it is waiting for, in one line; None while steps work."""
 
@@ -73,16 +74,28 @@ class Patience:
                 (``GRACE_SECONDS``) to prolong theirs, that nobody takes a lease whose holder lives.
         """
         await self._closed.wait()
-        while self._lasted >= expiring and (rest := self._ended_at + GRACE_SECONDS - self._clock()) > 0:
+        while self._lasted >= expiring and (rest := self._grace_left()) > 0:
             await asyncio.sleep(rest)
             await self._closed.wait()
 
-    async def ended(self, *, within: float) -> None:
-        """Wait until an outage has ended, also one since the last call, or for so many seconds."""
+    async def relief(self, *, within: float) -> None:
+        """Wait until the database answers after a failure, also one since the last call, or for so many seconds."""
         with suppress(TimeoutError):
             async with asyncio.timeout(within):
-                await self._ended.wait()
-        self._ended.clear()
+                await self._relief.wait()
+        self._relief.clear()
+
+    def answers(self) -> None:
+        """A failing step, or what it tried first, has worked: the other failing steps are repeated at once."""
+        if self._answering_since is None:
+            self._answering_since = self._clock()
+        self._relief.set()
+        self._answered.set()
+        self._answered = asyncio.Event()
+
+    def _grace_left(self) -> float:
+        since = self._clock() if self._answering_since is None else self._answering_since
+        return since + GRACE_SECONDS - self._clock()
 
     async def __call__(
         self,
@@ -146,6 +159,7 @@ class Patience:
             self._since = self._since if self._failing else self._clock()
             self._failing += 1
             self._closed.clear()
+        self._answering_since = None
         self.reason = str(error)
         delay = full_jitter(attempt, base=BASE_SECONDS, cap=CAP_SECONDS, uniform=self._uniform)
         self._telemetry.fault(self._scope, error, waiting=delay)
@@ -157,13 +171,10 @@ class Patience:
         """One step is through. The last one closes the circuit; the outage is over when the database answered."""
         self._failing -= 1
         if answered:
-            self._answered.set()
-            self._answered = asyncio.Event()
+            self.answers()
         if self._failing:
             return
-        self._ended_at = self._clock()
-        self._lasted = self._ended_at - self._since
-        self._ended.set()
+        self._lasted = self._clock() - self._since
         self._closed.set()
         self.reason = None
         self._telemetry.circuit(self._scope, "closed")

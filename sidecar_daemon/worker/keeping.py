@@ -1,4 +1,4 @@
-"""Keeps the leases of work in flight: extended at a third of their length, and at once when an outage has ended.
+"""Keeps the leases of work in flight: extended at a third of their length, and at once when an outage ends.
 
 A lost one ends its document's run.
 """
@@ -27,7 +27,7 @@ class Keeper:
         seconds = self._state.limits.lease_seconds
         while True:
             with self._beat.asleep(seconds / 3):
-                await self._state.patience.ended(within=seconds / 3)
+                await self._state.patience.relief(within=seconds / 3)
             held = set(self._state.in_flight.leases)
             if held:
                 kept = await self._state.patience(partial(self._state.queue.extend, held, seconds=seconds))

@@ -13,6 +13,7 @@ from sidecar_daemon.domain.errors import Poison, Refused, Transient
 from sidecar_daemon.domain.messages import Document, Lane, LongDocuments, Settlement, Window
 from sidecar_daemon.domain.outcomes import Outcome, Verdict
 from sidecar_daemon.domain.pacing import LeaseHorizon
+from sidecar_daemon.patience import GRACE_SECONDS
 from sidecar_daemon.worker.failing import bury, fail
 from sidecar_daemon.worker.state import Job
 
@@ -81,14 +82,18 @@ class Leaser:
         return not self._state.stopping.is_set()
 
     async def _lease(self, messages: int) -> list[Lease]:
-        """Lease at most so many messages; none after an outage, or when the worker stops in one."""
+        """Lease at most so many messages; none when the worker stops while the database is away."""
         state, limits = self._state, self._state.limits
 
         async def lease() -> list[Lease]:
-            if state.patience.outage < limits.expiring_seconds:
-                return await state.queue.lease(self._lane, seconds=limits.lease_seconds, limit=messages)
-            await state.queue.read([])  # a probe that takes nothing: what ran out meanwhile may have a holder
-            return []
+            if state.patience.outage >= limits.expiring_seconds:
+                await state.queue.read([])  # takes nothing: what ran out meanwhile may have a holder, who goes first
+                state.patience.answers()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(GRACE_SECONDS):
+                        await state.stopping.wait()
+                        return []
+            return await state.queue.lease(self._lane, seconds=limits.lease_seconds, limit=messages)
 
         try:
             return await state.patience(lease, until=state.stopping)

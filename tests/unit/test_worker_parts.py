@@ -232,7 +232,6 @@ async def test_after_an_outage_in_which_leases_ran_out_others_get_a_moment(
         now[0] += lasted
 
     await patience(step)
-    await patience.ended(within=0)
     gate = asyncio.create_task(patience.closed(expiring=10.0))
     await asyncio.sleep(0.1)
     assert gate.done() is not waits
@@ -244,9 +243,9 @@ async def test_the_end_of_an_outage_is_not_missed() -> None:
     patience = Told().patience()
     await patience(Steps(Transient("connection_lost", "planted")))
     async with asyncio.timeout(20):
-        await patience.ended(within=30)
+        await patience.relief(within=30)
     begun = time.monotonic()
-    await patience.ended(within=0.05)
+    await patience.relief(within=0.05)
     assert time.monotonic() - begun >= 0.05, "one end is told once"
 
 

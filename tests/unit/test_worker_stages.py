@@ -567,17 +567,34 @@ async def test_a_replica_that_is_back_first_leaves_the_others_their_leases(
             workers = (holder, other)
             await eventually(lambda: all(worker._state.patience.outage > 1 for worker in workers))
             await rig.expire()
+            leased, read = first.count("lease"), first.count("read")
             first.mend()
-            await eventually(lambda: other.waiting is None)
-            leased = first.count("lease")
+            await eventually(lambda: first.count("read") > read, what="the other to find the database back")
             bench.queue.mend()
-            await eventually(lambda: bench.queue.count("extend") > 0 and holder.waiting is None)
+            await eventually(lambda: bench.queue.count("extend") > 0)
             await eventually(lambda: first.count("lease") > leased, what="the other to lease again")
             bench.embedder.gate.set()
             await eventually(bench.settled)
     assert bench.told.events("leases_lost") == []
     assert (told.documents("embedded"), bench.told.documents("embedded")) == (0, 5)
     await rig.assert_true()
+
+
+async def test_a_server_that_answers_but_takes_no_lease_is_one_outage(bench: Bench) -> None:
+    """A standby, a full disk: what is tried first works, the lease does not; nothing has ended."""
+    worker = await bench.worker(lease_seconds=1, poll_max=0.05)
+    async with running(worker):
+        bench.queue.cut(Transient("read_only", "planted"), "lease")
+        await eventually(lambda: worker._state.patience.outage > 1)
+        tried = bench.queue.count("lease")
+        await eventually(lambda: bench.queue.count("lease") > tried + 2)
+        assert bench.queue.count("read") >= 2
+        assert worker.waiting == "planted"
+        assert bench.told.events("recovered") == []
+        bench.queue.mend()
+        await eventually(lambda: worker.waiting is None)
+    assert [line["code"] for line in bench.told.events("fault")] == ["read_only"]
+    assert len(bench.told.events("recovered")) == 1
 
 
 async def test_the_bulk_lane_waits_behind_the_live_lane(bench: Bench) -> None:
