@@ -1,10 +1,15 @@
-"""P10: what it saves to build the vector index after a backfill instead of keeping it up to date. Null model."""
+"""P10: what it saves to build the vector index after a backfill instead of keeping it up to date. Null model.
+
+By the commands that an operator has for it: ``index defer`` and ``index build``, as functions.
+"""
 
 from __future__ import annotations
 
 import time
 from typing import TYPE_CHECKING
 
+from sidecar_daemon.app.indexing import IndexBuild, build_index, defer_index
+from sidecar_daemon.settings import Settings
 from tests.bench.server import TABLE, check_vectors, drained
 from tests.waiting import eventually
 
@@ -13,8 +18,7 @@ if TYPE_CHECKING:
 
     from tests.bench.workplace import Workplace
 
-MAINTENANCE = {"maintenance_work_mem": "512MB", "max_parallel_maintenance_workers": "2"}
-"""Of the session that builds the index."""
+HOW = IndexBuild(most_memory=512 * 2**20, workers=2, wait=True)
 BACKFILL_SECONDS = 3600
 
 
@@ -28,7 +32,7 @@ async def run(place: Workplace) -> None:
         "rounds": 1,
         "seconds_live": seconds[False],
         "seconds_deferred": seconds[True],
-        "build_settings": MAINTENANCE,
+        "build_settings": {"maintenance_work_mem": "at most 512 MB", "workers": HOW.workers},
     }
 
 
@@ -44,11 +48,13 @@ async def _backfill(place: Workplace, rows: int, *, deferred: bool) -> dict[str,
             calibration = await place.calibrate()
             await arena.attach_null(connection, index=True)
             started = time.perf_counter()
-            definition = await defer_index(connection) if deferred else None
+            settings = Settings.read(database_url=arena.url)
+            if deferred:
+                await defer_index(settings, TABLE, tell=lambda _: None)
             await _finished(connection, rows)
             loaded = time.perf_counter() - started
-            if definition is not None:
-                await build_index(connection, definition)
+            if deferred:
+                await build_index(settings, TABLE, HOW, tell=lambda _: None)
             whole = time.perf_counter() - started
         await check_vectors(connection)
         name = await connection.fetchval(
@@ -69,21 +75,3 @@ async def _finished(connection: asyncpg.Connection, rows: int) -> None:
         "the end of the walk",
     )
     await drained(connection, seconds=BACKFILL_SECONDS)
-
-
-async def defer_index(connection: asyncpg.Connection) -> str:
-    """Drop the vector index before a backfill. Returns what ``build_index`` needs. By hand: the one place to change."""
-    row = await connection.fetchrow(
-        "SELECT indexname, indexdef FROM pg_indexes WHERE tablename = $1 AND indexdef LIKE '%hnsw%'",
-        f"{TABLE}_embeddings",
-    )
-    assert row is not None
-    await connection.execute(f"DROP INDEX {row['indexname']}")
-    return str(row["indexdef"])
-
-
-async def build_index(connection: asyncpg.Connection, definition: str) -> None:
-    """Build it again, with memory and workers for it."""
-    for name, value in MAINTENANCE.items():
-        await connection.execute(f"SET {name} = '{value}'")
-    await connection.execute(definition)
