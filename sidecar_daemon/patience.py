@@ -25,17 +25,27 @@ _Result = TypeVar("_Result")
 BASE_SECONDS = 0.25
 CAP_SECONDS = 5.0
 GRACE_SECONDS = 2.5
-"""After an outage in which leases may have run out, every replica first prolongs its own, and leases only then. Each
-of its failing steps notices the end within the cap, so that the first of them mostly does within half of it."""
+"""After an outage in which leases may have run out, every replica first prolongs its own, and leases only then. The
+first of a replica's failing steps mostly notices the end within half of the cap; what hangs in a connection that gives
+no answer notices it later, and its messages may be leased by others."""
 
 
 class Patience:
     """Repeats a step while the world is to blame, and tells the outage once."""
 
     def __init__(
-        self, scope: str, telemetry: Telemetry, *, uniform: Callable[[float, float], float], clock: Callable[[], float]
+        self,
+        scope: str,
+        telemetry: Telemetry,
+        *,
+        uniform: Callable[[float, float], float],
+        clock: Callable[[], float],
+        expiring: float = math.inf,
     ) -> None:
-        """Name what may be away (``scope``), and inject randomness and a monotonic clock in seconds."""
+        """Name what may be away (``scope``), and inject randomness and a monotonic clock in seconds.
+
+        ``expiring``: seconds without an answer after which leases may have run out.
+        """
         self._scope = scope
         self._telemetry = telemetry
         self._uniform = uniform
@@ -48,11 +58,14 @@ class Patience:
         self._told = False
         self._answered = asyncio.Event()
         """Set, and replaced, when a failing step worked."""
+        self._expiring = expiring
+        self._answering = True
+        """False from a failure until the next answer."""
+        self._worked_at = clock()
+        """When a step worked last."""
+        self._calm_at = -math.inf
+        """Nothing is leased before."""
         self._relief = asyncio.Event()
-        self._answering_since: float | None = 0.0
-        """By the clock; None from a failure until the next answer."""
-        self._lasted = 0.0
-        """Seconds of the last outage."""
         self.reason: str | None = None
         """What it is waiting for, in one line; None while steps work."""
 
@@ -62,24 +75,24 @@ class Patience:
         return self._failing > 0
 
     @property
-    def outage(self) -> float:
-        """Seconds since the first of the failing steps failed; 0 while none does."""
-        return self._clock() - self._since if self._failing else 0.0
+    def expiring(self) -> bool:
+        """Whether steps fail, and have for so long that leases may have run out."""
+        return self.away and self._clock() - self._worked_at >= self._expiring
 
-    async def closed(self, *, expiring: float = math.inf) -> None:
-        """Wait until no step is failing: the gate in front of everything that would take more work in.
+    @property
+    def grace(self) -> float:
+        """Seconds until leases may be taken: until then their holders prolong them."""
+        return max(0.0, self._calm_at - self._clock())
 
-        Args:
-            expiring: seconds of an outage after which leases may have run out; then others get a moment
-                (``GRACE_SECONDS``) to prolong theirs, that nobody takes a lease whose holder lives.
-        """
+    async def closed(self) -> None:
+        """Wait until no step is failing, and for the grace: the gate in front of all that would take more work in."""
         await self._closed.wait()
-        while self._lasted >= expiring and (rest := self._grace_left()) > 0:
+        while rest := self.grace:
             await asyncio.sleep(rest)
             await self._closed.wait()
 
     async def relief(self, *, within: float) -> None:
-        """Wait until the database answers after a failure, also one since the last call, or for so many seconds."""
+        """Wait until the database answers, and leases may have run out meanwhile; or for so many seconds."""
         with suppress(TimeoutError):
             async with asyncio.timeout(within):
                 await self._relief.wait()
@@ -87,15 +100,14 @@ class Patience:
 
     def answers(self) -> None:
         """A failing step, or what it tried first, has worked: the other failing steps are repeated at once."""
-        if self._answering_since is None:
-            self._answering_since = self._clock()
-        self._relief.set()
+        now = self._clock()
+        # A failure within the grace does not end it: others may have failed as well.
+        if not self._answering and (now - self._worked_at >= self._expiring or now < self._calm_at):
+            self._calm_at = now + GRACE_SECONDS
+            self._relief.set()
+        self._answering = True
         self._answered.set()
         self._answered = asyncio.Event()
-
-    def _grace_left(self) -> float:
-        since = self._clock() if self._answering_since is None else self._answering_since
-        return since + GRACE_SECONDS - self._clock()
 
     async def __call__(
         self,
@@ -128,9 +140,11 @@ class Patience:
                     await self._wait(attempt, error, until)
                 else:
                     answered = True
+                    if not attempt:
+                        self._worked_at = self._clock()
                     return result
         except SidecarError as error:
-            answered = not isinstance(error, Transient) or isinstance(error, Refused)
+            answered = not isinstance(error, Transient) or isinstance(error, Refused) or error.code in raising
             raise
         finally:
             if attempt:
@@ -159,7 +173,7 @@ class Patience:
             self._since = self._since if self._failing else self._clock()
             self._failing += 1
             self._closed.clear()
-        self._answering_since = None
+        self._answering = False
         self.reason = str(error)
         delay = full_jitter(attempt, base=BASE_SECONDS, cap=CAP_SECONDS, uniform=self._uniform)
         self._telemetry.fault(self._scope, error, waiting=delay)
@@ -172,14 +186,14 @@ class Patience:
         self._failing -= 1
         if answered:
             self.answers()
+            self._worked_at = self._clock()
         if self._failing:
             return
-        self._lasted = self._clock() - self._since
         self._closed.set()
         self.reason = None
         self._telemetry.circuit(self._scope, "closed")
         if answered:
-            self._telemetry.recovered(self._scope, self._lasted)
+            self._telemetry.recovered(self._scope, self._clock() - self._since)
 
 
 async def _first_of(*events: asyncio.Event | None, within: float) -> None:

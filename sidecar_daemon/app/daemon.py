@@ -59,7 +59,7 @@ def run_daemon(settings: Settings, parts: Parts | None = None) -> int:
         Exception: a bug. The process ends, its leases expire, whoever supervises it starts it again.
     """
     logger = configure_logging(settings.log.format, settings.log.level, sys.stderr)
-    keep_few_heaps()
+    keep_few_heaps(max(2, settings.model.threads))
     return asyncio.run(_Daemon(settings, parts or Parts(), logger).run())
 
 

@@ -58,7 +58,7 @@ class Worker:
             executor=executor,
             limits=limits,
             telemetry=telemetry,
-            patience=Patience(pipeline.name, telemetry, uniform=uniform, clock=clock),
+            patience=Patience(pipeline.name, telemetry, uniform=uniform, clock=clock, expiring=limits.expiring_seconds),
             pulse=pulse,
             uniform=uniform,
             budget=budget,

@@ -13,7 +13,6 @@ from sidecar_daemon.domain.errors import Poison, Refused, Transient
 from sidecar_daemon.domain.messages import Document, Lane, LongDocuments, Settlement, Window
 from sidecar_daemon.domain.outcomes import Outcome, Verdict
 from sidecar_daemon.domain.pacing import LeaseHorizon
-from sidecar_daemon.patience import GRACE_SECONDS
 from sidecar_daemon.worker.failing import bury, fail
 from sidecar_daemon.worker.state import Job
 
@@ -73,7 +72,7 @@ class Leaser:
             False once the worker stops.
         """
         stopping = asyncio.create_task(self._state.stopping.wait())
-        closed = asyncio.create_task(self._state.patience.closed(expiring=self._state.limits.expiring_seconds))
+        closed = asyncio.create_task(self._state.patience.closed())
         try:
             await asyncio.wait([stopping, closed], return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -86,13 +85,13 @@ class Leaser:
         state, limits = self._state, self._state.limits
 
         async def lease() -> list[Lease]:
-            if state.patience.outage >= limits.expiring_seconds:
+            if state.patience.expiring:
                 await state.queue.read([])  # takes nothing: what ran out meanwhile may have a holder, who goes first
                 state.patience.answers()
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(GRACE_SECONDS):
-                        await state.stopping.wait()
-                        return []
+            with suppress(TimeoutError):
+                async with asyncio.timeout(state.patience.grace):
+                    await state.stopping.wait()
+                    return []
             return await state.queue.lease(self._lane, seconds=limits.lease_seconds, limit=messages)
 
         try:

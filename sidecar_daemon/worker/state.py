@@ -59,8 +59,11 @@ class WorkerLimits:
 
     @property
     def expiring_seconds(self) -> float:
-        """An outage this long may outlast a lease: that was extended a third of its length before, at the latest."""
-        return self.lease_seconds * 2 / 3
+        """So long without an answer, and leases run out: they were extended a third of their length before, or more.
+
+        A sixth of it is for the calls under way, which try again by themselves.
+        """
+        return self.lease_seconds / 2
 
     @property
     def backlog_tokens(self) -> int:

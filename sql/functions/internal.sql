@@ -81,8 +81,9 @@ LANGUAGE sql IMMUTABLE
 CREATE OR REPLACE FUNCTION sidecar._blank(p_content text)
 RETURNS boolean
 LANGUAGE sql IMMUTABLE
-    RETURN CASE WHEN btrim(left(p_content, 1000), sidecar._spaces()) = '' AND octet_length(p_content) <= 100000000
-        THEN btrim(p_content, sidecar._spaces()) = '' ELSE false END;
+    RETURN CASE WHEN btrim(left(p_content, 1000), sidecar._spaces()) <> '' THEN false
+        WHEN btrim(left(p_content, 1000000), sidecar._spaces()) <> '' OR octet_length(p_content) > 100000000 THEN false
+        ELSE btrim(p_content, sidecar._spaces()) = '' END;
 
 -- A bookkeeping count kept in a message; foreign shapes count 0.
 CREATE OR REPLACE FUNCTION sidecar._count(p_message jsonb, p_field text)

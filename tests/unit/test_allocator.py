@@ -5,12 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from sidecar_daemon.adapters.allocator import HEAPS
-
+HEAPS = 2
 _COUNT = """
 import ctypes, threading
 from sidecar_daemon.adapters.allocator import keep_few_heaps
-done = keep_few_heaps() if {call} else None
+done = keep_few_heaps(2) if {call} else None
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
 barrier = threading.Barrier(8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,13 +12,15 @@ import pytest
 from sidecar_daemon.domain.errors import Poison, Refused, Transient
 from sidecar_daemon.domain.messages import Document, DocumentKey, Lane, Lease, MessageId, Window
 from sidecar_daemon.domain.pacing import RunBudget
-from sidecar_daemon.patience import Patience
+from sidecar_daemon.patience import GRACE_SECONDS, Patience
 from sidecar_daemon.worker.backlog import Backlog
 from sidecar_daemon.worker.state import InFlight, Job
 from tests.rig import PLAIN, Told, md5
 from tests.waiting import eventually
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from sidecar_daemon.domain.messages import Batch
 
 
@@ -218,35 +221,86 @@ async def test_a_step_that_never_failed_wakes_nobody() -> None:
     asked.cancel()
 
 
-@pytest.mark.parametrize(("lasted", "waits"), [(9.0, False), (10.0, True)])
+@dataclass
+class Outage:
+    """A patience whose clock is turned by hand: leases may have run out after 10 s without an answer."""
+
+    told: Told = field(default_factory=Told)
+    now: float = 100.0
+    patience: Patience = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.patience = Patience(
+            "database", self.told.telemetry, uniform=lambda *_: 0.0, clock=lambda: self.now, expiring=10.0
+        )
+
+    async def last(self, seconds: float, *, error: Transient | None = None, raising: Collection[str] = ()) -> None:
+        """One step fails, and answers after so many seconds: with an error where one is given."""
+
+        async def step() -> None:
+            if not self.patience.away:
+                raise Transient("connection_lost", "planted")
+            self.now += seconds
+            if error is not None:
+                raise error
+
+        await self.patience(step, raising=raising)
+
+    async def opens(self) -> bool:
+        """Whether the gate is open now."""
+        gate = asyncio.create_task(self.patience.closed())
+        await asyncio.sleep(0.05)
+        gate.cancel()
+        return gate.done() and not gate.cancelled()
+
+
+@pytest.mark.parametrize(("silent", "lasted", "waits"), [(0.0, 9.0, False), (0.0, 10.0, True), (6.0, 4.0, True)])
 async def test_after_an_outage_in_which_leases_ran_out_others_get_a_moment(
-    monkeypatch: pytest.MonkeyPatch, lasted: float, waits: bool
+    silent: float, lasted: float, waits: bool
 ) -> None:
-    monkeypatch.setattr("sidecar_daemon.patience.GRACE_SECONDS", 0.3)
-    told, now = Told(), [100.0]
-    patience = Patience("database", told.telemetry, uniform=lambda *_: 0.0, clock=lambda: now[0])
+    """Counted from the last answer: a call that hangs, or tries again by itself, fails late."""
+    world = Outage()
+    await world.patience(Steps())
+    world.now += silent
+    await world.last(lasted)
+    assert await world.opens() is not waits
+    assert world.patience.grace == (GRACE_SECONDS if waits else 0)
+    world.now += GRACE_SECONDS
+    assert await world.opens()
 
-    async def step() -> None:
-        if not patience.away:
-            raise Transient("connection_lost", "planted")
-        now[0] += lasted
 
-    await patience(step)
-    gate = asyncio.create_task(patience.closed(expiring=10.0))
-    await asyncio.sleep(0.1)
-    assert gate.done() is not waits
-    now[0] += 0.3
-    await gate
+async def test_a_failure_within_the_grace_does_not_end_it() -> None:
+    world = Outage()
+    await world.last(60)
+    world.now += 1
+    await world.last(0.2)
+    assert world.patience.grace == GRACE_SECONDS
+    world.now += GRACE_SECONDS
+    await world.last(0.2)
+    assert await world.opens()
+
+
+async def test_a_contended_lock_is_an_answer_too() -> None:
+    """Else the gate would stay shut, and the next outage would not be told."""
+    world = Outage()
+    with pytest.raises(Transient, match="held"):
+        await world.last(60, error=Transient("lock_timeout", "held"), raising={"lock_timeout"})
+    assert len(world.told.events("recovered")) == 1
+    world.now += GRACE_SECONDS
+    assert await world.opens()
 
 
 async def test_the_end_of_an_outage_is_not_missed() -> None:
-    patience = Told().patience()
-    await patience(Steps(Transient("connection_lost", "planted")))
+    world = Outage()
+    await world.last(60)
     async with asyncio.timeout(20):
-        await patience.relief(within=30)
-    begun = time.monotonic()
-    await patience.relief(within=0.05)
-    assert time.monotonic() - begun >= 0.05, "one end is told once"
+        await world.patience.relief(within=30)
+    for seconds in (0, 1):
+        world.now += GRACE_SECONDS
+        await world.last(seconds)  # leases cannot have run out: nobody prolongs them for that
+        begun = time.monotonic()
+        await world.patience.relief(within=0.05)
+        assert time.monotonic() - begun >= 0.05
 
 
 async def test_a_step_is_not_repeated_once_the_caller_stops() -> None:

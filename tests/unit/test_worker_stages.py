@@ -11,6 +11,7 @@ import pytest
 from sidecar_daemon.domain.errors import Poison, Transient
 from sidecar_daemon.domain.messages import DocumentKey, Lane, LongDocuments
 from sidecar_daemon.domain.windows import combine_windows
+from sidecar_daemon.patience import GRACE_SECONDS
 from sidecar_daemon.worker.state import WorkerLimits
 from tests.faulty import FaultyEmbedder, FaultyQueue
 from tests.rig import MAX_BYTES, PLAIN, Told, build_worker, md5, running, second_session
@@ -564,12 +565,12 @@ async def test_a_replica_that_is_back_first_leaves_the_others_their_leases(
             for queue in (bench.queue, first):
                 queue.cut(Transient("connection_lost", "planted"), "lease", "read", "extend", "settle")
             holder.wake()
-            workers = (holder, other)
-            await eventually(lambda: all(worker._state.patience.outage > 1 for worker in workers))
+            await eventually(lambda: all(worker._state.patience.expiring for worker in (holder, other)))
             await rig.expire()
             leased, read = first.count("lease"), first.count("read")
             first.mend()
             await eventually(lambda: first.count("read") > read, what="the other to find the database back")
+            await asyncio.sleep(GRACE_SECONDS / 5)  # the holder is back a moment later
             bench.queue.mend()
             await eventually(lambda: bench.queue.count("extend") > 0)
             await eventually(lambda: first.count("lease") > leased, what="the other to lease again")
@@ -580,12 +581,35 @@ async def test_a_replica_that_is_back_first_leaves_the_others_their_leases(
     await rig.assert_true()
 
 
+async def test_a_replica_whose_leasing_did_not_fail_waits_as_well(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only its settlement met the outage, and the leases were held back: they come after the grace too."""
+    monkeypatch.setattr(WorkerLimits, "expiring_seconds", 1.0)
+    bench.embedder.gate.clear()
+    await bench.rig.write(k1="text")
+    worker = await bench.worker(poll_max=0.05)
+    async with running(worker):
+        await entered(bench)
+        planted = Transient("connection_lost", "planted")
+        bench.queue.cut(planted, "settle", "extend")
+        bench.embedder.gate.set()
+        await eventually(lambda: worker._state.patience.expiring)
+        leased = bench.queue.count("lease")
+        bench.queue.mend()
+        await eventually(lambda: worker.waiting is None)
+        assert worker._state.patience.grace > 0
+        assert bench.queue.count("lease") == leased
+        await eventually(lambda: bench.queue.count("lease") > leased)
+        assert worker._state.patience.grace == 0
+
+
 async def test_a_server_that_answers_but_takes_no_lease_is_one_outage(bench: Bench) -> None:
     """A standby, a full disk: what is tried first works, the lease does not; nothing has ended."""
     worker = await bench.worker(lease_seconds=1, poll_max=0.05)
     async with running(worker):
         bench.queue.cut(Transient("read_only", "planted"), "lease")
-        await eventually(lambda: worker._state.patience.outage > 1)
+        await eventually(lambda: worker._state.patience.expiring)
         tried = bench.queue.count("lease")
         await eventually(lambda: bench.queue.count("lease") > tried + 2)
         assert bench.queue.count("read") >= 2
