@@ -260,6 +260,7 @@ async def test_after_an_outage_in_which_leases_ran_out_others_get_a_moment(
 ) -> None:
     """Counted from the last answer: a call that hangs, or tries again by itself, fails late."""
     world = Outage()
+    world.now += 50
     await world.patience(Steps())
     world.now += silent
     await world.last(lasted)
