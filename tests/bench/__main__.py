@@ -43,7 +43,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _cache() -> Path:
+def cache_folder(asked: str | Path | None) -> Path:
+    """Where peers and models are kept: as asked for, else in the user's cache."""
+    if asked:
+        return Path(asked)
     named = os.environ.get("XDG_CACHE_HOME")
     return (Path(named) if named else Path.home() / ".cache") / "sidecar-daemon-bench"
 
@@ -79,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = [name for name in MEASURES if name in (asked.only or MEASURES)]
     report = Report(profile, asked.seed, machine=described())
     place = Workplace(
-        report, asked.peers_dir or _cache(), asked.threads, asked.tolerance, memory_minutes=asked.memory_minutes
+        report, cache_folder(asked.peers_dir), asked.threads, asked.tolerance, memory_minutes=asked.memory_minutes
     )
     report.machine |= {"threads": asked.threads, "runtime": place.runtime, "tolerance": asked.tolerance}
     place.say(f"profile {profile}, seed {asked.seed}, measures {', '.join(chosen)}")

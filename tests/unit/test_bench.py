@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.bench import plot
+from tests.bench import plot, profile
 from tests.bench.accuracy import cosines
 from tests.bench.arithmetic import (
     Block,
@@ -326,3 +326,23 @@ def test_the_plot_shows_every_figure_that_was_measured(tmp_path: Path) -> None:
     for word in ("P9", "P6_p50_ms", "ours_fp32", "fast&lt;embed", "120"):
         assert word in drawn, word
     assert "P6_p99_ms" not in drawn
+
+
+def test_a_sample_belongs_to_the_innermost_stage_that_is_named() -> None:
+    lines = [
+        "main (__main__.py:1);run (sidecar_daemon/worker/embedding.py:9);run (x/onnxruntime_graph.py:7) 90",
+        "main (sidecar_daemon/__main__.py:1);run (sidecar_daemon/worker/embedding.py:9) 4",
+        "main (sidecar_daemon/__main__.py:1);_settle (worker/settling.py:9);fetch (asyncpg/connection.py:5) 5",
+        "main (sidecar_daemon/__main__.py:1) 1",
+        "main (sidecar_daemon/__main__.py:1);select (selectors.py:468) 500",
+        "_bootstrap (threading.py:1);_worker (concurrent/futures/thread.py:81) 500",
+        "",
+    ]
+    assert profile.shares(lines) == {
+        "model": 0.9,
+        "database": 0.05,
+        "around the model: padding, pooling": 0.04,
+        "rest": 0.01,
+    }
+    with pytest.raises(ValueError, match="no sample"):
+        profile.shares([""])
