@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector, generate_latest
 
-from sidecar_daemon.adapters.allocator import keep_few_heaps
+from sidecar_daemon.adapters.allocator import give_memory_back
 from sidecar_daemon.adapters.http import HttpState, build_app, serve
 from sidecar_daemon.adapters.postgres.listener import Listener
 from sidecar_daemon.adapters.postgres.migrate import check_version
@@ -59,7 +59,7 @@ def run_daemon(settings: Settings, parts: Parts | None = None) -> int:
         Exception: a bug. The process ends, its leases expire, whoever supervises it starts it again.
     """
     logger = configure_logging(settings.log.format, settings.log.level, sys.stderr)
-    keep_few_heaps(max(2, settings.model.threads))
+    give_memory_back(max(2, settings.model.threads))
     return asyncio.run(_Daemon(settings, parts or Parts(), logger).run())
 
 
