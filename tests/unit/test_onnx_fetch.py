@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -16,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from sidecar_daemon.adapters.onnx import store
 from sidecar_daemon.adapters.onnx.fetch import pull
 from sidecar_daemon.adapters.onnx.manifest import IndexSource, load_manifests
 from sidecar_daemon.adapters.onnx.seed import write_seeded
 from sidecar_daemon.adapters.onnx.session import OnnxEmbedder
-from sidecar_daemon.adapters.onnx.store import verify
+from sidecar_daemon.adapters.onnx.store import sha256_of, verify
 from sidecar_daemon.domain.errors import Fatal, Transient
 from tests.hub_server import Hub, serving
 
@@ -283,6 +285,20 @@ def test_pulls_at_once_all_end_well(tmp_path: Path, damaged: bool) -> None:
     assert {result.source for result in results} <= {"seed", "present"}
     assert [each.name for each in tmp_path.iterdir()] == ["tiny"]
     verify(TINY, tmp_path)
+
+
+def test_a_folder_that_another_pull_moves_away_meanwhile_is_not_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pull(TINY, tmp_path, progress=quiet)
+
+    def too_late(path: Path) -> str:
+        shutil.rmtree(path.parent, ignore_errors=True)
+        return sha256_of(path)
+
+    monkeypatch.setattr(store, "sha256_of", too_late)
+    with pytest.raises(Fatal, match="is damaged or missing"):
+        verify(TINY, tmp_path)
 
 
 def test_a_models_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:

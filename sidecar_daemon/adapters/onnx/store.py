@@ -26,6 +26,8 @@ LOCK = "lock.json"
 EXPORTER = 2
 """Raise it when the graph of ``export.py`` changes: folders of an older exporter are then exported anew."""
 
+_NO_FILE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+
 
 @dataclass(frozen=True, slots=True)
 class ModelFolder:
@@ -44,18 +46,18 @@ def verify(manifest: Manifest, models_dir: Path) -> ModelFolder:
     """
     folder = models_dir / manifest.name
     mend = f"run: sidecar-daemon models pull {manifest.name}"
-    if not (folder / LOCK).is_file():
-        raise Fatal("model_missing", f"Model {manifest.name!r} is not in {models_dir}; {mend}.")
     try:
         lock = json.loads((folder / LOCK).read_text(encoding="utf-8"))
         inputs, exporter, outputs = lock["inputs"], lock["exporter"], dict(lock["outputs"])
         hashes = {name: outputs[name] for name in (GRAPH, TOKENIZER)}
+    except _NO_FILE as error:
+        raise Fatal("model_missing", f"Model {manifest.name!r} is not in {models_dir}; {mend}.") from error
     except (ValueError, KeyError, TypeError) as error:
         raise Fatal("model_corrupt", f"Model {manifest.name!r}: {folder / LOCK} is not readable; {mend}.") from error
     if inputs != _inputs(manifest) or exporter != _recipe(manifest):
         raise Fatal("model_outdated", f"Model {manifest.name!r} in {folder} was made for another manifest; {mend}.")
     for name, wanted in hashes.items():
-        if not (folder / name).is_file() or sha256_of(folder / name) != wanted:
+        if not _intact(folder / name, wanted):
             raise Fatal("model_corrupt", f"Model {manifest.name!r}: {folder / name} is damaged or missing; {mend}.")
     return ModelFolder(folder=folder, graph=folder / GRAPH, tokenizer=folder / TOKENIZER)
 
@@ -115,6 +117,14 @@ def sha256_of(path: Path) -> str:
     """Hex digest of a file's bytes."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _intact(path: Path, wanted: str) -> bool:
+    """Whether a file is there with this hash. Not asked apart: another pull may move the folder away in between."""
+    try:
+        return sha256_of(path) == wanted
+    except _NO_FILE:
+        return False
 
 
 def _inputs(manifest: Manifest) -> dict[str, str]:
