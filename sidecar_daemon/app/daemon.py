@@ -215,6 +215,7 @@ class _Daemon:
                 on_connected=supervisor.look_everywhere,
                 logger=self._logger,
                 on_turn=beat.turn,
+                asleep=beat.asleep,
                 setting=f"SIDECAR_{'LISTEN' if self._settings.database.listen_url else 'DATABASE'}_URL",
             )
             try:

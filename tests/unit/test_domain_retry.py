@@ -6,7 +6,7 @@ import math
 import string
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sidecar_daemon.domain.retry import Blame, backoff, blame, ceiling, full_jitter
@@ -81,9 +81,10 @@ def test_an_outage_is_never_blamed_on_a_message(prefix: str, rest: str) -> None:
     assert blame(prefix + rest) is Blame.WORLD
 
 
+@example("P0000")
 @given(st.text(alphabet=string.digits + string.ascii_uppercase, min_size=5, max_size=5))
 def test_only_states_about_data_are_blamed_on_a_message(state: str) -> None:
-    assert (blame(state) is Blame.MESSAGE) == (state[:2] in {"22", "23", "44", "54"})
+    assert (blame(state) is Blame.MESSAGE) == (state[:2] in {"22", "23", "44", "54", "P0"})
 
 
 @given(attempts, seconds, seconds)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Protocol
 
 import asyncpg
@@ -47,6 +47,7 @@ class Listener:
         backoff_cap: float = 10.0,
         uniform: Callable[[float, float], float] = random.uniform,
         on_turn: Callable[[], None] = lambda: None,
+        asleep: Callable[[float], AbstractContextManager[None]] = lambda _: nullcontext(),
         setting: str = "SIDECAR_LISTEN_URL",
     ) -> None:
         """Connect nothing; ``run`` does.
@@ -62,7 +63,8 @@ class Listener:
             backoff_base: seconds, ceiling of the first wait before a reconnect.
             backoff_cap: seconds, ceiling of every wait.
             uniform: draws a float between its two arguments.
-            on_turn: called at least every ``keepalive`` and a few ``connect_timeout``: the listener moves.
+            on_turn: called between sleeps, at least every few ``connect_timeout``: the listener moves.
+            asleep: entered for a sleep of at most so many seconds.
             setting: where ``dsn`` comes from, for a complaint.
 
         Raises:
@@ -80,6 +82,7 @@ class Listener:
         self._backoff = (backoff_base, backoff_cap)
         self._uniform = uniform
         self._on_turn = on_turn
+        self._asleep = asleep
         self._failures = 0
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -105,7 +108,9 @@ class Listener:
                         effect="new work is found by polling until the listening connection is back",
                     )
                 base, cap = self._backoff
-                await _first_of(stop, seconds=full_jitter(self._failures, base=base, cap=cap, uniform=self._uniform))
+                seconds = full_jitter(self._failures, base=base, cap=cap, uniform=self._uniform)
+                with self._asleep(seconds):
+                    await _first_of(stop, seconds=seconds)
 
     def _greet(self) -> None:
         if self._failures:
@@ -137,7 +142,8 @@ class Listener:
     async def _watch(self, connection: asyncpg.Connection, lost: asyncio.Event, stop: asyncio.Event) -> None:
         while not stop.is_set():
             self._on_turn()
-            await _first_of(stop, lost, seconds=self._keepalive)
+            with self._asleep(self._keepalive):
+                await _first_of(stop, lost, seconds=self._keepalive)
             if lost.is_set():
                 raise Transient("connection_lost", f"the listening connection was closed at {self._place}")
             if not stop.is_set():
