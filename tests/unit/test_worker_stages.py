@@ -131,13 +131,17 @@ async def test_a_message_of_a_text_in_the_model_rides_along(bench: Bench) -> Non
 async def test_both_lanes_may_bring_one_document_at_the_same_moment(bench: Bench) -> None:
     """Settled twice in one transaction, it would end the process: one INSERT takes a row once."""
     gates = [bench.queue.hold("read", after=True) for _ in Lane]
+    bench.embedder.gate.clear()  # else the first lane may be through before the second has tokenized
     await bench.rig.write(k1="text")
     await bench.rig.connection.execute("SELECT pgmq.send('docs_bulk', '{\"document_id\": 1}')")
-    async with running(await bench.worker()):
+    worker = await bench.worker()
+    async with running(worker):
         for gate in gates:
             await gate.reached.wait()
         for gate in gates:
             gate.open.set()
+        await eventually(lambda: [len(job.leases) for job in worker._state.in_flight.jobs] == [2])
+        bench.embedder.gate.set()
         await eventually(bench.settled)
     assert bench.embedder.runs == [["text"]]
 
