@@ -1,14 +1,23 @@
 -- Points inside settle, where a replica has no code of its own: a statement that passes an armed one takes an advisory
--- lock that tells the rig whose backend it is, and stays there until it is killed. For T2 only.
+-- lock that tells the rig whose backend it is, and stays there until it is killed or told to go on. pg_locks shows the
+-- locks of every database of the server, and mutants run side by side, each in a database of its own: hence _locks.
 
 CREATE TABLE audit.armed (point text PRIMARY KEY);
+
+CREATE VIEW audit._locks AS
+    SELECT pid, objid, granted FROM pg_locks
+    WHERE locktype = 'advisory' AND classid = 4711
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database());
+
+-- The backend that is at an armed point; null while none is.
+CREATE FUNCTION audit.reached() RETURNS integer LANGUAGE sql AS $$ SELECT pid FROM audit._locks WHERE objid = 0 AND granted LIMIT 1 $$;
 
 CREATE FUNCTION audit.pause() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
     IF EXISTS (SELECT FROM audit.armed WHERE point = TG_ARGV[0]) THEN
         PERFORM pg_advisory_xact_lock_shared(4711, 0);
         FOR i IN 1 .. 1000 LOOP  -- until it is killed, or told to go on
-            EXIT WHEN EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND classid = 4711 AND objid = 1);
+            EXIT WHEN EXISTS (SELECT FROM audit._locks WHERE objid = 1);
             PERFORM pg_sleep(0.03);
         END LOOP;
     END IF;

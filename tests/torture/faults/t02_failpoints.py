@@ -25,7 +25,6 @@ IN_PROCESS = tuple(f"{when}_{step}" for step in (*STEPS, "embed") for when in ("
 IN_SQL = ("lock", "upsert", "ack", "commit")
 """The backend stops there, then replica and backend are killed."""
 POINTS = (*IN_PROCESS, *IN_SQL)
-_REACHED = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND classid = 4711 AND objid = 0 AND granted"
 _FIRST_POISON = 1_000_000
 PATIENT = {"MAX_ATTEMPTS": str(len(POINTS) + 1), "BACKOFF_CAP": "0.2"}
 """Who dies again and again while the oldest suspect runs makes that suspect look like the culprit, as it must: here
@@ -100,7 +99,7 @@ async def _die_in_sql(on: Stage, connection: asyncpg.Connection, point: str) -> 
     (replica,) = on.fleet.replicas
     await connection.execute("INSERT INTO audit.armed VALUES ($1)", point)
     await replica.start(ready=False)
-    pid = await eventually(lambda: connection.fetchval(_REACHED), 60, what=f"a settlement at {point}")
+    pid = await eventually(lambda: connection.fetchval("SELECT audit.reached()"), 60, what=f"a settlement at {point}")
     await replica.kill()
     await connection.execute("DELETE FROM audit.armed")
     await connection.execute("SELECT pg_terminate_backend($1)", pid)

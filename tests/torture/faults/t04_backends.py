@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from tests.torture.report import FaultReport
 
 INSIDE_EVERY = 6
-_REACHED = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND classid = 4711 AND objid = 0 AND granted"
 _KILL = """
 SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM (
     SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND usename LIKE 'torture_daemon%'
@@ -44,6 +43,6 @@ async def run(bench: Bench, kills: int) -> FaultReport:
 async def _inside_settle(connection: asyncpg.Connection) -> int:
     """Vectors are written, the commit is near. The statement fails, which an idle connection never does."""
     await connection.execute("INSERT INTO audit.armed VALUES ('upsert')")
-    pid = await eventually(lambda: connection.fetchval(_REACHED), 30, what="a settlement under way")
+    pid = await eventually(lambda: connection.fetchval("SELECT audit.reached()"), 30, what="a settlement under way")
     await connection.execute("DELETE FROM audit.armed")
     return int(await connection.fetchval("SELECT pg_terminate_backend($1)", pid))

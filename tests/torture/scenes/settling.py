@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sidecar_daemon.adapters.postgres.queue import PostgresQueue
 from sidecar_daemon.domain.errors import Refused, SidecarError
@@ -16,10 +15,28 @@ from tests.waiting import eventually
 if TYPE_CHECKING:
     from tests.torture.scenes.ground import Ground, Session
 
-_REACHED = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND classid = 4711 AND objid = 0 AND granted"
 ROUNDS, CROWD = 3, 9
 _LOCK = "(hashtextextended('chunky' || chr(31) || $1::text, 8088))"
-_WAITING = "SELECT count(*) >= 2 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+_BLOCKED = "SELECT bool_and(cardinality(pg_blocking_pids(pid)) > 0) FROM unnest($1::integer[]) AS pid"
+_SETTLE = "SELECT oid::regprocedure::text FROM pg_proc WHERE oid::regproc::text = 'sidecar.settle'"
+_LONG = 30
+"""Seconds to wait for a state that always comes; far above what a busy machine needs."""
+
+
+async def _wait_long(ground: Ground) -> None:
+    """In this arena settlements wait for locks as long as the scene needs: a busy machine is not an order of steps."""
+    settle = await ground.admin.fetchval(_SETTLE)
+    await ground.admin.execute(f"ALTER FUNCTION {settle} SET lock_timeout = '{2 * _LONG}s'")
+
+
+async def _over_or_blocked(ground: Ground, doing: dict[Session, asyncio.Task[Any]]) -> None:
+    """Return once each of these sessions is done with what it does, or waits for a lock."""
+
+    async def they_are() -> bool:
+        pids = [session.connection.get_server_pid() for session, task in doing.items() if not task.done()]
+        return not pids or bool(await ground.writer.fetchval(_BLOCKED, pids))
+
+    await eventually(they_are, _LONG, what="each session done, or at a lock")
 
 
 async def edit_inside_settle(ground: Ground) -> None:
@@ -29,21 +46,21 @@ async def edit_inside_settle(ground: Ground) -> None:
     await ground.admin.execute(
         "SELECT audit.plant($1::regclass, $2::regclass)", f"{CHUNKS}_vectors", f"pgmq.q_{CHUNKS}"
     )
+    await _wait_long(ground)
     key = await ground.document()
     leases = await a.lease(seconds=30)
     (reading,) = await a.queue.read([lease.key for lease in leases if lease.key])
     assert reading.content is not None
     assert reading.content_hash is not None
-    await ground.admin.execute("UPDATE audit.armed SET point = point")
     await ground.admin.execute("INSERT INTO audit.armed VALUES ('lock')")
     settling = asyncio.create_task(a.settle(reading.key, reading.content, reading.content_hash, leases))
-    await eventually(lambda: ground.admin.fetchval(_REACHED), 10, what="A between check and write")
+    await eventually(lambda: ground.admin.fetchval("SELECT audit.reached()"), _LONG, what="A between check and write")
     await ground.admin.execute("DELETE FROM audit.armed")
     await ground.write(key, 9, "second")
     other = asyncio.create_task(ground.finish(b))
-    await asyncio.wait([other], timeout=0.3)  # either B is done, or it waits for A's lock, as it should
+    await _over_or_blocked(ground, {b: other})  # with the guard it waits for A's lock
     await ground.admin.execute("SELECT audit.go_on()")
-    await asyncio.gather(settling, other, return_exceptions=True)
+    await asyncio.gather(settling, other)
     await ground.finish()
 
 
@@ -53,6 +70,7 @@ async def opposite_orders(ground: Ground) -> None:
     The one in the middle is held until both wait: without a common order each then has what the other needs.
     """
     a, b, _ = ground.sessions
+    await _wait_long(ground)
     for _ in range(ROUNDS):
         keys = [await ground.document() for _ in range(CROWD)]
         rows = await ground.admin.fetch("SELECT id, md5(content) AS hash FROM documents WHERE id = ANY ($1)", keys)
@@ -65,12 +83,10 @@ async def opposite_orders(ground: Ground) -> None:
 
         middle = str(keys[CROWD // 2])
         await ground.admin.execute(f"SELECT pg_advisory_lock{_LOCK}", middle)
-        both = asyncio.gather(all_of(a, keys), all_of(b, keys[::-1]), return_exceptions=True)
-        with suppress(AssertionError):  # the one that waited first may give up before the other begins to wait
-            await eventually(lambda: ground.writer.fetchval(_WAITING), 0.4)
+        both = {a: asyncio.create_task(all_of(a, keys)), b: asyncio.create_task(all_of(b, keys[::-1]))}
+        await _over_or_blocked(ground, both)
         await ground.admin.execute(f"SELECT pg_advisory_unlock{_LOCK}", middle)
-        results = await both
-        for result in results:
+        for result in await asyncio.gather(*both.values(), return_exceptions=True):
             ground.claim(not isinstance(result, SidecarError), f"a settlement failed: {result!r}")
         # What was written here is no function of the text: away with it, the messages are still there.
         await ground.admin.execute("DELETE FROM chunky_vectors WHERE id = ANY ($1)", keys)
