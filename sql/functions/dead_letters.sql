@@ -21,7 +21,7 @@ BEGIN
     IF p_key IS NOT NULL THEN
         PERFORM sidecar._lock_documents(p_pipeline, ARRAY[p_key]);
         EXECUTE format('SELECT md5(%s) FROM %s AS s WHERE s.%I %s $1::%s',
-            sidecar._content(p, 's'), p.source, p.key_column, p.key_equals, p.key_type)
+            sidecar._content(p, 's'), sidecar._table(p.name, p.source), p.key_column, p.key_equals, p.key_type)
         INTO v_current USING p_key;
     END IF;
     EXECUTE format($q$
@@ -46,7 +46,8 @@ BEGIN
     INTO v_count USING p_lanes, p_ids, p_read_cts, p_key, p_reason, p_detail, p_attempts, p_content_hash, v_current;
     IF v_count > 0 AND p_key IS NOT NULL THEN
         EXECUTE format('DELETE FROM %s AS e WHERE e.%I %s $1::%s AND e.source_text_hash IS DISTINCT FROM $2',
-            p.embeddings, p.embeddings_key, p.key_equals, p.key_type) USING p_key, v_current;
+            sidecar._table(p.name, p.embeddings), p.embeddings_key, p.key_equals, p.key_type)
+        USING p_key, v_current;
     END IF;
     IF v_count > 0 AND p_key IS NOT NULL THEN
         PERFORM sidecar._answer_claims(p_pipeline, ARRAY[p_key], ARRAY[coalesce(p_content_hash, v_current)]);
@@ -121,8 +122,8 @@ BEGIN
         LEFT JOIN %7$s AS s ON s.%1$I %4$s k.key::%5$s
         CROSS JOIN LATERAL (SELECT %8$s AS content) AS c
         ORDER BY d.msg_id
-    $q$, p.key_column, p.embeddings, p.embeddings_key, p.key_equals, p.key_type,
-         sidecar._queue_table(p.queue, 'dead'), p.source, sidecar._content(p, 's'))
+    $q$, p.key_column, sidecar._table(p.name, p.embeddings), p.embeddings_key, p.key_equals, p.key_type,
+         sidecar._queue_table(p.queue, 'dead'), sidecar._table(p.name, p.source), sidecar._content(p, 's'))
     USING p_pipeline, v_ids, v_keys, p.model_id;
 END $$;
 

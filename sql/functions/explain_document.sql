@@ -27,7 +27,7 @@ BEGIN
     IF key IS NULL THEN
         RAISE EXCEPTION USING ERRCODE = 'SC010', MESSAGE = format(
             'key %L is no value of type %s, which column %I of table %s has', left(p_key, 60), p.key_type, p.key_column,
-            p.source);
+            p.source::text);
     END IF;
     source := p.source::text;
     model := p.model;
@@ -40,7 +40,7 @@ BEGIN
                jsonb_build_object('hash', md5(c.content), 'bytes', octet_length(c.content),
                                   'blank', sidecar._blank(c.content))
         FROM %2$s AS s CROSS JOIN LATERAL (SELECT %3$s AS content) AS c WHERE s.%1$I %4$s $2::%5$s
-    $q$, p.key_column, p.source, sidecar._content(p, 's'), p.key_equals, p.key_type)
+    $q$, p.key_column, sidecar._table(p.name, p.source), sidecar._content(p, 's'), p.key_equals, p.key_type)
     INTO v_names, document USING p_key, key;
     v_names := coalesce(v_names, ARRAY[p_key, key]);
 
@@ -50,7 +50,7 @@ BEGIN
             'model_current', e.model = coalesce($3, e.model), 'written_at', date_trunc('second', e.updated_at)::text,
             'age_seconds', extract(epoch FROM $4 - e.updated_at))
         FROM %1$s AS e WHERE e.%2$I %3$s $1::%4$s AND e.chunk_no = 0
-    $q$, p.embeddings, p.embeddings_key, p.key_equals, p.key_type)
+    $q$, sidecar._table(p.name, p.embeddings), p.embeddings_key, p.key_equals, p.key_type)
     INTO vector USING key, document ->> 'hash', p.model_id, v_now;
 
     messages := sidecar._explain_messages(p, v_names, v_now);

@@ -38,6 +38,19 @@ BEGIN
     RETURN p;
 END $$;
 
+-- The name of a pipeline's table for a statement that is about to be made. Raises 42P01 where the table was dropped since
+-- _intact looked, as when detach was waited for: its name is a bare number then, which no table's own name can be.
+CREATE OR REPLACE FUNCTION sidecar._table(p_pipeline text, p_table regclass)
+RETURNS text
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF p_table::text ~ '^[0-9]+$' THEN
+        RAISE EXCEPTION USING ERRCODE = 'undefined_table', MESSAGE = format(
+            'a table of pipeline %s was dropped meanwhile', p_pipeline);
+    END IF;
+    RETURN p_table::text;
+END $$;
+
 -- The pipeline's row for a worker: raises SC002 unknown, SC003 paused, SC001 when it has another model id.
 CREATE OR REPLACE FUNCTION sidecar._workable(p_name text, p_model_id text)
 RETURNS sidecar.pipelines

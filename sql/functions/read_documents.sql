@@ -50,7 +50,8 @@ BEGIN
         )
         SELECT array_agg(a.key), array_agg(a.verdict), array_agg(a.content), array_agg(a.hash), array_agg(a.bytes)
         FROM answered AS a
-    $q$, p.key_column, p.source, p.key_equals, p.key_type, sidecar._content(p, 's'), p.embeddings, p.embeddings_key)
+    $q$, p.key_column, sidecar._table(p.name, p.source), p.key_equals, p.key_type, sidecar._content(p, 's'),
+         sidecar._table(p.name, p.embeddings), p.embeddings_key)
     INTO v_keys, v_verdicts, v_contents, v_hashes, v_bytes
     USING p_keys, p_max_bytes, p_budget, p_model_id, p_pipeline, p_claimant;
     IF p_claimant IS NOT NULL AND 'embed' = ANY (v_verdicts) THEN

@@ -24,6 +24,7 @@ BEGIN
                coalesce(e.source_text, %2$s)
         FROM %3$s AS e JOIN %4$s AS s ON s.%5$I %6$s e.%1$I
         ORDER BY e.embedding OPERATOR(@extschema:vector@.<=>) $1 LIMIT $2
-    $q$, p.embeddings_key, sidecar._content(p, 's'), p.embeddings, p.source, p.key_column, p.key_equals)
+    $q$, p.embeddings_key, sidecar._content(p, 's'), sidecar._table(p.name, p.embeddings), sidecar._table(p.name, p.source),
+         p.key_column, p.key_equals)
     USING p_query, p_k;
 END $$;

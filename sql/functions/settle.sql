@@ -34,7 +34,7 @@ BEGIN
             ELSE 'blank' END ORDER BY d.n)
         FROM unnest($1, $2) WITH ORDINALITY AS d (key, hash, n)
         LEFT JOIN %3$s AS s ON s.%1$I %4$s d.key::%5$s
-    $q$, p.key_column, sidecar._content(p, 's'), p.source, p.key_equals, p.key_type)
+    $q$, p.key_column, sidecar._content(p, 's'), sidecar._table(p.name, p.source), p.key_equals, p.key_type)
     INTO v_outcomes USING p_keys, p_hashes, p_chunk_docs;
 
     EXECUTE format($q$
@@ -44,7 +44,8 @@ BEGIN
                LEFT JOIN unnest($3) AS c (document) ON c.document = d.n
                WHERE d.outcome IN ('embedded', 'blank') GROUP BY 1) AS k
         WHERE e.%2$I %4$s k.key AND e.chunk_no >= k.chunks
-    $q$, p.embeddings, p.embeddings_key, p.key_type, p.key_equals) USING p_keys, v_outcomes, p_chunk_docs;
+    $q$, sidecar._table(p.name, p.embeddings), p.embeddings_key, p.key_type, p.key_equals)
+    USING p_keys, v_outcomes, p_chunk_docs;
 
     -- DISTINCT: two texts may name one key (1.0 and 1.00), and a statement may not write a row twice.
     EXECUTE format($q$
@@ -56,7 +57,7 @@ BEGIN
         ON CONFLICT (%2$I, chunk_no) DO UPDATE SET
             source_text = excluded.source_text, source_text_hash = excluded.source_text_hash,
             embedding = excluded.embedding, model = excluded.model, updated_at = now()
-    $q$, p.embeddings, p.embeddings_key, p.key_type)
+    $q$, sidecar._table(p.name, p.embeddings), p.embeddings_key, p.key_type)
     USING p_keys, p_hashes, p_chunk_docs, p_chunk_nos, p_chunk_texts, p_vectors, p.store_text, p_model_id, v_outcomes;
 
     RETURN QUERY EXECUTE format($q$

@@ -37,7 +37,8 @@ BEGIN
         FROM %2$s AS s LEFT JOIN %3$s AS e ON e.%1$I %4$s s.%5$I AND e.chunk_no = 0
         CROSS JOIN LATERAL (SELECT sidecar._blank(%6$s) AS blank, coalesce(e.source_text_hash = md5(%6$s)
             AND e.model = coalesce($1, e.model), false) AS current) AS c
-    $q$, p.embeddings_key, p.source, p.embeddings, p.key_equals, p.key_column, sidecar._content(p, 's'))
+    $q$, p.embeddings_key, sidecar._table(p.name, p.source), sidecar._table(p.name, p.embeddings), p.key_equals,
+         p.key_column, sidecar._content(p, 's'))
     USING p.model_id;
 END $$;
 

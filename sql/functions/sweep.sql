@@ -39,7 +39,8 @@ BEGIN
         RETURN NEXT;
         RETURN;
     END IF;
-    EXECUTE format('SELECT FROM %s LIMIT 0', p.source);  -- its lock before those of the queues, as detach takes them
+    -- Its lock before those of the queues, as detach takes them.
+    EXECUTE format('SELECT FROM %s LIMIT 0', sidecar._table(p.name, p.source));
     EXECUTE format('SELECT (SELECT count(*) FROM (SELECT FROM %s LIMIT $1) AS l) = $1 '
                    'OR (SELECT count(*) FROM (SELECT FROM %s LIMIT $1) AS b) = $1',
         sidecar._queue_table(p.queue, 'live'), sidecar._queue_table(p.queue, 'bulk')) INTO v_deep USING p_depth;
@@ -86,10 +87,10 @@ BEGIN
                (SELECT count(*) FROM judged AS j WHERE j.verdict NOT IN ('blank', 'surplus')),
                (SELECT count(*) FROM judged AS j WHERE j.verdict NOT IN ('blank', 'surplus', 'fine'))
         FROM wanted AS w
-    $q$, p.key_column, sidecar._content(p, 's'), p.source,
+    $q$, p.key_column, sidecar._content(p, 's'), sidecar._table(p.name, p.source),
          CASE WHEN w.position IS NOT NULL
               THEN format('WHERE s.%I %s $1::%s', p.key_column, p.key_follows, p.key_type) ELSE '' END,
-         p.embeddings_key, p.embeddings, p.key_equals, sidecar._queue_table(p.queue, 'dead'),
+         p.embeddings_key, sidecar._table(p.name, p.embeddings), p.key_equals, sidecar._queue_table(p.queue, 'dead'),
          sidecar._queue_table(p.queue, 'bulk'), sidecar._queue_table(p.queue, 'live'))
     INTO scanned, v_last, missing, outdated, wrong_model, surplus, enqueued, v_documents, v_wanting
     USING w.position, p_rows, p.model_id;

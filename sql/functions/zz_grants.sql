@@ -5,10 +5,10 @@ DECLARE
     v_function record;
     v_runtime text[] := ARRAY['lease', 'begin', 'extend', 'defer', 'acknowledge', 'read_documents', 'settle',
         'dead_letter', 'replay', 'purge', 'list_dead_letters', 'sweep', 'request_sweep', 'search', '_pipeline',
-        '_intact', '_content', 'queue_depths', 'count_documents', 'list_status', 'list_pipelines', 'register_model',
-        'set_enabled', 'schema_version', 'sweep_progress', 'observe', 'oldest_transaction', 'explain_document',
+        '_intact', '_table', '_content', 'queue_depths', 'count_documents', 'list_status', 'list_pipelines',
+        'register_model', 'set_enabled', 'schema_version', 'sweep_progress', 'observe', 'oldest_transaction', 'explain_document',
         'newest_dead_letters', 'list_indexes'];
-    v_reader text[] := ARRAY['search', '_pipeline', '_intact', '_content', 'list_dead_letters', 'queue_depths',
+    v_reader text[] := ARRAY['search', '_pipeline', '_intact', '_table', '_content', 'list_dead_letters', 'queue_depths',
         'count_documents', 'list_status', 'list_pipelines', 'schema_version', 'sweep_progress', 'observe',
         'oldest_transaction', 'newest_dead_letters', 'list_indexes'];
     v_renders text[] := ARRAY['read_documents', 'settle', 'dead_letter', 'list_dead_letters', 'sweep',

@@ -77,6 +77,27 @@ async def test_a_dropped_table_is_an_outage_of_its_pipeline_not_a_crash(rig: Rig
     assert await rig.catalog.pipelines() == []
 
 
+async def test_a_pipeline_that_is_detached_under_a_waiting_settlement_is_no_crash(rig: Rig) -> None:
+    """It looked while all was there, waited for detach, and then named a table by what is left of it: a number."""
+    await rig.write(k1="one")
+    held = await rig.lease_one()
+    settle = await rig.connection.fetchval(
+        "SELECT oid::regprocedure::text FROM pg_proc WHERE oid::regproc::text = 'sidecar.settle'"
+    )
+    await rig.connection.execute(f"ALTER FUNCTION {settle} SET lock_timeout = '30s'")
+    hasty = await Database.open(rig.url, limits=Limits(retry=0.0))
+    try:
+        queue = PostgresQueue(hasty, NAME, MODEL, max_document_bytes=MAX_BYTES)
+        async with second_session(rig.url) as operator, operator.transaction():
+            await operator.execute("SELECT sidecar.detach('docs')")
+            late = asyncio.create_task(queue.settle([rig.settlement(1, "one", held)]))
+            await eventually(lambda: blocked(rig.connection, "sidecar.settle"), what="settle to wait")
+        with pytest.raises(Transient, match=r"^a table of pipeline docs was dropped meanwhile$"):
+            await late
+    finally:
+        await hasty.close()
+
+
 async def test_a_document_that_fails_after_its_lease_was_lost_is_left_to_its_new_owner(rig: Rig) -> None:
     """It has no messages any more, hence no attempt to count: that ended the process."""
     embedder, told = FaultyEmbedder(PLAIN), Told()

@@ -140,6 +140,20 @@ def header_faults(functions: Path) -> list[str]:
     return faults
 
 
+def bare_tables(functions: Path) -> list[str]:
+    """Statements that name a pipeline's table by its oid: once it is dropped, that is a number and a syntax error.
+
+    Not those of an operator's commands (attach, index), which hold what they name.
+    """
+    return [
+        f"{path.name}: {line.strip()}"
+        for path in sorted(functions.glob("*.sql"))
+        if path.stem not in {"attach", "index", "internal"}
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if re.search(r"(?<!_table\(p\.name, )(?<!= )\bp\.(source|embeddings)\b(?!::text)", line)
+    ]
+
+
 def broken_layers(root: Path) -> str:
     """What import-linter says against the package in ``root``; empty when every contract holds."""
     code = "import sys; from importlinter.cli import lint_imports_command; sys.exit(lint_imports_command())"
@@ -297,6 +311,12 @@ def test_every_sql_function_says_its_locks_and_callers() -> None:
     functions = REPOSITORY / "sql" / "functions"
     assert list(functions.glob("*.sql")), "no SQL function was looked at"
     assert header_faults(functions) == []
+
+
+def test_statements_name_tables_by_what_raises_once_they_are_dropped(tmp_path: Path) -> None:
+    assert bare_tables(REPOSITORY / "sql" / "functions") == []
+    planted = plant(tmp_path, "f.sql", "EXECUTE format('SELECT FROM %s', p.source);\n$q$, p.embeddings, p.key_type)")
+    assert len(bare_tables(planted)) == 2
 
 
 @pytest.mark.parametrize(
