@@ -39,7 +39,7 @@ BEGIN
             SELECT coalesce(array_agg(d.key), '{}') FROM unnest($1, $2) AS d (key, hash)
             WHERE d.key = ANY ($3) AND EXISTS (SELECT FROM %1$s AS e WHERE e.%2$I %3$s d.key::%4$s AND e.chunk_no = 0
                                                AND e.source_text_hash = d.hash AND e.model = $4)
-        $q$, p.embeddings, p.embeddings_key, p.key_equals, p.key_type)
+        $q$, sidecar._table(p.name, p.embeddings), p.embeddings_key, p.key_equals, p.key_type)
         INTO v_written USING p_keys, p_hashes, v_taken, p.model_id;
     END IF;
     IF v_written <> '{}' THEN
