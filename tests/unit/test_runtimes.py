@@ -137,6 +137,32 @@ print([name for name in sys.modules if name.startswith("openvino_telemetry.")])
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_first_runs_of_many_threads_do_not_wait_for_one_another_for_ever(models_dir: Path) -> None:
+    """In a process of its own: what stands still there, does so on the first use, and holds the interpreter."""
+    code = f"""
+import sys, threading
+from pathlib import Path
+from sidecar_daemon.adapters.onnx.manifest import load_manifests
+from sidecar_daemon.app.runtimes import load_onnx
+from sidecar_daemon.settings import ModelSettings, Runtime
+settings = ModelSettings(Path({str(models_dir)!r}), Runtime.OPENVINO, 8)
+embedder = load_onnx(load_manifests(Path("models"))["tiny"], settings)
+ids = [embedder.tokenize("one")[0].ids]
+sys.setswitchinterval(1e-6)
+together = threading.Barrier(8)
+found = []
+def first_run():
+    together.wait()
+    found.append(len(embedder.embed(ids)))
+threads = [threading.Thread(target=first_run) for _ in range(8)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+print(found)
+"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    assert run.stdout == f"{[1] * 8}\n"
+
+
 def test_an_extra_that_is_damaged_is_one_clear_line(models_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sidecar_daemon.adapters.onnx.openvino_graph", None)
     with pytest.raises(Fatal, match=r"^OpenVINO is installed but cannot be imported: .*; pip install") as refused:

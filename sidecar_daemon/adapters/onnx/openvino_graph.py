@@ -32,7 +32,12 @@ def _imported() -> Any:
     """
     for name in ("openvino_telemetry", "openvino.tools.ovc"):
         sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # documented: None makes the import fail
-    return importlib.import_module("openvino")
+    package = importlib.import_module("openvino")
+    # Its bindings make their tables for numpy when first asked: one thread lets go of the GIL inside a guard for which
+    # another waits with the GIL held, and the process stands still for ever. Here one thread asks, under the import's
+    # own lock.
+    package.Tensor(np.zeros(1, dtype=np.int64)).data.sum()
+    return package
 
 
 openvino = _imported()
