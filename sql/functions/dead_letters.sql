@@ -27,10 +27,10 @@ BEGIN
     EXECUTE format($q$
         WITH fence AS (SELECT * FROM unnest($1, $2, $3) AS f (lane, msg_id, read_ct)),
         live AS (DELETE FROM %1$s AS q USING fence AS f
-                 WHERE f.lane = 'live' AND q.msg_id = f.msg_id AND q.read_ct = f.read_ct
+                 WHERE f.lane = 'live' AND q.msg_id = ANY ($2) AND q.msg_id = f.msg_id AND q.read_ct = f.read_ct
                  RETURNING f.lane, q.msg_id, q.enqueued_at, q.message),
         bulk AS (DELETE FROM %2$s AS q USING fence AS f
-                 WHERE f.lane = 'bulk' AND q.msg_id = f.msg_id AND q.read_ct = f.read_ct
+                 WHERE f.lane = 'bulk' AND q.msg_id = ANY ($2) AND q.msg_id = f.msg_id AND q.read_ct = f.read_ct
                  RETURNING f.lane, q.msg_id, q.enqueued_at, q.message),
         taken AS (SELECT * FROM live UNION ALL SELECT * FROM bulk),
         older AS (DELETE FROM %3$s AS q WHERE q.message ->> 'document_id' = $4 AND EXISTS (SELECT FROM taken)),

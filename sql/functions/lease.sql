@@ -7,6 +7,8 @@
 -- attempt = read_ct - excused, at least 1 whatever a foreign message claims. The first unclean end of a lease counts, and makes the message a suspect. A suspect's
 -- later unclean ends count only when its run had begun: what merely waited beside the culprit is excused.
 -- p_claimant: the worker whose claims on p_keys, the documents of these messages, end or last with its leases.
+-- Every statement on a queue names its messages as an array beside the fence: what it touches is then bounded by them,
+-- whatever the planner believes of a table that is filled and emptied all day (see claims).
 -- Locks: row locks on the messages concerned, then on their claims. May call: sidecar_runtime.
 
 -- Up to p_limit visible messages, oldest first, for p_seconds. The caller commits before it reads any document.
@@ -62,7 +64,8 @@ DECLARE
 BEGIN
     EXECUTE format(
         'UPDATE %s AS q SET message = sidecar._noted(q.message, jsonb_build_object(''accounted'', q.read_ct)) '
-        'FROM unnest($1, $2) AS f (msg_id, read_ct) WHERE q.msg_id = f.msg_id AND q.read_ct = f.read_ct',
+        'FROM unnest($1, $2) AS f (msg_id, read_ct) '
+        'WHERE q.msg_id = ANY ($1) AND q.msg_id = f.msg_id AND q.read_ct = f.read_ct',
         sidecar._queue_table((sidecar._pipeline(p_pipeline)).queue, p_lane)) USING p_ids, p_read_cts;
     GET DIAGNOSTICS v_count = ROW_COUNT;
     RETURN v_count;
@@ -79,7 +82,8 @@ DECLARE
 BEGIN
     EXECUTE format(
         'WITH held AS (UPDATE %s AS q SET vt = clock_timestamp() + make_interval(secs => $3) '
-        'FROM unnest($1, $2) AS f (msg_id, read_ct) WHERE q.msg_id = f.msg_id AND q.read_ct = f.read_ct '
+        'FROM unnest($1, $2) AS f (msg_id, read_ct) '
+        'WHERE q.msg_id = ANY ($1) AND q.msg_id = f.msg_id AND q.read_ct = f.read_ct '
         'AND sidecar._count(q.message, ''ended'') <> q.read_ct RETURNING q.msg_id) '
         'SELECT array_agg(h.msg_id) FROM held AS h',
         sidecar._queue_table((sidecar._pipeline(p_pipeline)).queue, p_lane))
@@ -104,7 +108,8 @@ BEGIN
         'UPDATE %s AS q SET vt = clock_timestamp() + make_interval(secs => f.delay), '
         'message = sidecar._noted(q.message, jsonb_build_object(''accounted'', q.read_ct, ''ended'', q.read_ct, ''error'', $4, '
         '''excused'', sidecar._count(q.message, ''excused'') + $5::integer)) '
-        'FROM unnest($1, $2, $3) AS f (msg_id, read_ct, delay) WHERE q.msg_id = f.msg_id AND q.read_ct = f.read_ct '
+        'FROM unnest($1, $2, $3) AS f (msg_id, read_ct, delay) '
+        'WHERE q.msg_id = ANY ($1) AND q.msg_id = f.msg_id AND q.read_ct = f.read_ct '
         'AND sidecar._count(q.message, ''ended'') <> q.read_ct',
         sidecar._queue_table((sidecar._pipeline(p_pipeline)).queue, p_lane))
     USING p_ids, p_read_cts, p_delays, p_code, p_excuse;
@@ -127,7 +132,7 @@ DECLARE
 BEGIN
     EXECUTE format(
         'DELETE FROM %s AS q USING unnest($1, $2) AS f (msg_id, read_ct) '
-        'WHERE q.msg_id = f.msg_id AND q.read_ct = f.read_ct',
+        'WHERE q.msg_id = ANY ($1) AND q.msg_id = f.msg_id AND q.read_ct = f.read_ct',
         sidecar._queue_table((sidecar._pipeline(p_pipeline)).queue, p_lane)) USING p_ids, p_read_cts;
     GET DIAGNOSTICS v_count = ROW_COUNT;
     PERFORM sidecar._free_claims(p_pipeline, p_keys, p_claimant);

@@ -3,6 +3,8 @@
 -- p_budget bytes in sum are left for later (the first always comes).
 -- p_claimant: a worker that will embed what it gets; it takes a claim on each for p_seconds, and documents that another
 -- worker has claimed are claimed. Without one nothing is claimed and nobody's claim counts.
+-- Rows, vectors and claims are looked up by key, one at a time (OFFSET 0, scalar subqueries): no belief of the planner can
+-- turn that into a walk over the whole table (see claims).
 -- Columns: key, verdict (embed, claimed, unchanged, gone, blank, too_large, later), content (embed only), content_hash
 -- (not of gone, too_large and later), content_bytes. Locks: row locks on the claims taken; an ACCESS EXCLUSIVE lock on
 -- the tables is waited for at most lock_timeout. May call: sidecar_runtime. Raises SC001, SC002, SC003.
@@ -21,20 +23,19 @@ DECLARE
 BEGIN
     EXECUTE format($q$
         WITH sized AS MATERIALIZED (
-            SELECT k.n, k.key, s.%1$I IS NULL AS gone, octet_length(c.content)::bigint AS bytes,
+            SELECT k.n, k.key, c.content IS NULL AS gone, octet_length(c.content)::bigint AS bytes,
                    CASE WHEN octet_length(c.content) <= $2 THEN c.content END AS content
             FROM unnest($1) WITH ORDINALITY AS k (key, n)
-            LEFT JOIN %2$s AS s ON s.%1$I %3$s k.key::%4$s
-            CROSS JOIN LATERAL (SELECT %5$s AS content) AS c
+            LEFT JOIN LATERAL (SELECT %5$s AS content FROM %2$s AS s WHERE s.%1$I %3$s k.key::%4$s OFFSET 0) AS c ON true
         ), judged AS (
             SELECT d.n, d.key, d.bytes, d.content, h.hash, CASE
                 WHEN d.gone THEN 'gone'
                 WHEN d.content IS NULL THEN 'too_large'
                 WHEN sidecar._blank(d.content) THEN 'blank'
-                WHEN EXISTS (SELECT FROM %6$s AS e WHERE e.%7$I %3$s d.key::%4$s AND e.chunk_no = 0
-                             AND e.source_text_hash = h.hash AND e.model = $4) THEN 'unchanged'
-                WHEN EXISTS (SELECT FROM sidecar.claims AS c WHERE c.pipeline = $5 AND c.key = d.key AND c.hash = h.hash
-                             AND c.model = $4 AND c.claimant <> $6 AND c.expires_at > clock_timestamp()) THEN 'claimed'
+                WHEN (SELECT e.source_text_hash = h.hash AND e.model = $4 FROM %6$s AS e
+                      WHERE e.%7$I %3$s d.key::%4$s AND e.chunk_no = 0) THEN 'unchanged'
+                WHEN (SELECT c.hash = h.hash AND c.model = $4 AND c.claimant <> $6 AND c.expires_at > clock_timestamp()
+                      FROM sidecar.claims AS c WHERE c.pipeline = $5 AND c.key = d.key) THEN 'claimed'
                 ELSE 'embed' END AS verdict
             FROM sized AS d CROSS JOIN LATERAL (SELECT md5(d.content) AS hash) AS h
         ), budgeted AS (

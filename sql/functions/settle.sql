@@ -6,6 +6,7 @@
 -- the oldest acknowledged message to now; null if none was ours).
 -- Why not one INSERT ... WHERE hash = ... ON CONFLICT: its guard would use the statement's snapshot; blocked behind a
 -- newer writer it would then overwrite the newer vector.
+-- Each statement is bound to these keys and messages, whatever the planner believes of the tables (see claims).
 -- Locks: advisory xact lock per document, KEY SHARE on source rows (foreign key), row locks on vectors, messages and claims.
 -- A writer's open DELETE is waited for at most lock_timeout. May call: sidecar_runtime.
 -- Raises SC001, SC002; 23503 when a document is deleted under the settlement (settle it again: it is gone).
@@ -28,12 +29,12 @@ BEGIN
 
     EXECUTE format($q$
         SELECT array_agg(CASE
-            WHEN s.%1$I IS NULL THEN 'gone'
-            WHEN md5(%2$s) <> d.hash THEN 'superseded'
+            WHEN s.hash IS NULL THEN 'gone'
+            WHEN s.hash <> d.hash THEN 'superseded'
             WHEN d.n = ANY ($3) THEN 'embedded'
             ELSE 'blank' END ORDER BY d.n)
         FROM unnest($1, $2) WITH ORDINALITY AS d (key, hash, n)
-        LEFT JOIN %3$s AS s ON s.%1$I %4$s d.key::%5$s
+        LEFT JOIN LATERAL (SELECT md5(%2$s) AS hash FROM %3$s AS s WHERE s.%1$I %4$s d.key::%5$s OFFSET 0) AS s ON true
     $q$, p.key_column, sidecar._content(p, 's'), sidecar._table(p.name, p.source), p.key_equals, p.key_type)
     INTO v_outcomes USING p_keys, p_hashes, p_chunk_docs;
 
@@ -43,7 +44,7 @@ BEGIN
                FROM unnest($1, $2) WITH ORDINALITY AS d (key, outcome, n)
                LEFT JOIN unnest($3) AS c (document) ON c.document = d.n
                WHERE d.outcome IN ('embedded', 'blank') GROUP BY 1) AS k
-        WHERE e.%2$I %4$s k.key AND e.chunk_no >= k.chunks
+        WHERE e.%2$I %4$s ANY ($1::%3$s[]) AND e.%2$I %4$s k.key AND e.chunk_no >= k.chunks
     $q$, sidecar._table(p.name, p.embeddings), p.embeddings_key, p.key_type, p.key_equals)
     USING p_keys, v_outcomes, p_chunk_docs;
 
@@ -63,10 +64,10 @@ BEGIN
     RETURN QUERY EXECUTE format($q$
         WITH fence AS (SELECT * FROM unnest($1, $2, $3, $4) AS f (document, lane, msg_id, read_ct)),
         live AS (DELETE FROM %1$s AS q USING fence AS f
-                 WHERE f.lane = 'live' AND q.msg_id = f.msg_id AND q.read_ct = f.read_ct
+                 WHERE f.lane = 'live' AND q.msg_id = ANY ($3) AND q.msg_id = f.msg_id AND q.read_ct = f.read_ct
                  RETURNING f.document, q.enqueued_at),
         bulk AS (DELETE FROM %2$s AS q USING fence AS f
-                 WHERE f.lane = 'bulk' AND q.msg_id = f.msg_id AND q.read_ct = f.read_ct
+                 WHERE f.lane = 'bulk' AND q.msg_id = ANY ($3) AND q.msg_id = f.msg_id AND q.read_ct = f.read_ct
                  RETURNING f.document, q.enqueued_at),
         gone AS (SELECT * FROM live UNION ALL SELECT * FROM bulk)
         SELECT d.n::integer, d.outcome, count(g.document)::integer,

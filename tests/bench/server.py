@@ -143,8 +143,10 @@ async def drained(connection: asyncpg.Connection, *, seconds: float, every: floa
     """
     started = time.perf_counter()
     while True:
+        # From the newest on: the oldest are settled first, and a look from that end would pass by all that is dead.
         empty = await connection.fetchval(
-            f"SELECT NOT EXISTS (SELECT FROM pgmq.q_{TABLE}) AND NOT EXISTS (SELECT FROM pgmq.q_{TABLE}_bulk)"
+            f"SELECT (SELECT msg_id FROM pgmq.q_{TABLE} ORDER BY msg_id DESC LIMIT 1) IS NULL "
+            f"AND (SELECT msg_id FROM pgmq.q_{TABLE}_bulk ORDER BY msg_id DESC LIMIT 1) IS NULL"
         )
         passed = time.perf_counter() - started
         if empty:
