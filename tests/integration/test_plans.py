@@ -74,7 +74,7 @@ class Plans:
         return {node["Relation Name"] for node in self.nodes if node["Node Type"] == "Seq Scan"} & BIG
 
     def touched(self) -> dict[str, int]:
-        """Rows that each node looked at in tables and indexes, kept or not, over all its loops; the worst a relation."""
+        """Rows of our tables that a node looked at, kept or not, over all its loops; the worst node of each relation."""
         worst: dict[str, int] = {}
         for node in self.nodes:
             name = node.get("Relation Name") or node.get("Index Name")
@@ -230,7 +230,8 @@ async def begin(plans: Plans) -> None:
 
 async def dead_letter(plans: Plans) -> None:
     (one,) = await plans.of(LEASE, 1)
-    call = "SELECT sidecar.dead_letter('docs', $1, '{live}', ARRAY[$2::bigint], ARRAY[$3::integer], 5, 'poison', 'told', NULL)"
+    fence = "'{live}', ARRAY[$2::bigint], ARRAY[$3::integer]"
+    call = f"SELECT sidecar.dead_letter('docs', $1, {fence}, 5, 'poison', 'told', NULL)"
     assert (await plans.of(call, one["key"], one["msg_id"], one["read_ct"]))[0][0] == 1
 
 
