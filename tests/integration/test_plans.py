@@ -74,7 +74,7 @@ class Plans:
         return {node["Relation Name"] for node in self.nodes if node["Node Type"] == "Seq Scan"} & BIG
 
     def touched(self) -> dict[str, int]:
-        """Rows of our tables that a node looked at, kept or not, over all its loops; the worst node of each relation."""
+        """Rows of our tables that a node looked at, kept or not, in all its loops: the worst node of each relation."""
         worst: dict[str, int] = {}
         for node in self.nodes:
             name = node.get("Relation Name") or node.get("Index Name")
