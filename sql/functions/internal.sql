@@ -148,6 +148,12 @@ BEGIN
     RETURN v_canonical;
 END $$;
 
+-- The number of a document's advisory lock.
+CREATE OR REPLACE FUNCTION sidecar._document_lock(p_pipeline text, p_key text)
+RETURNS bigint
+LANGUAGE sql IMMUTABLE
+    RETURN hashtextextended(p_pipeline || chr(31) || p_key, 8088);
+
 -- Takes the advisory lock of each document, in the order of the locks, so that two settlements never deadlock.
 CREATE OR REPLACE FUNCTION sidecar._lock_documents(p_pipeline text, p_keys text[])
 RETURNS void
@@ -156,7 +162,7 @@ DECLARE
     v_lock bigint;
 BEGIN
     FOR v_lock IN
-        SELECT DISTINCT hashtextextended(p_pipeline || chr(31) || k, 8088) AS l FROM unnest(p_keys) AS k ORDER BY l
+        SELECT DISTINCT sidecar._document_lock(p_pipeline, k) AS l FROM unnest(p_keys) AS k ORDER BY l
     LOOP
         PERFORM pg_advisory_xact_lock(v_lock);
     END LOOP;

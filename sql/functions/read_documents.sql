@@ -1,3 +1,31 @@
+-- Holds every verdict unchanged against a settlement under way: a text that returns to an earlier value finds that value's
+-- vector still there, while a settlement that looked before the return is about to commit the text between them. Who
+-- acknowledged now would leave that one for ever. Where the document's lock is free, no settlement is between its look
+-- and its commit, and a new statement sees what the last one wrote; where it is not, the document is claimed: it is
+-- looked at again. Returns the verdicts.
+-- Locks: advisory xact locks of these documents, tried, not waited for, after all else. May call: read_documents.
+CREATE OR REPLACE FUNCTION sidecar._unchanged_for_good(
+    p sidecar.pipelines, p_keys text[], p_verdicts text[], p_hashes text[])
+RETURNS text[]
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    v_free text[] := ARRAY(
+        SELECT d.key FROM unnest(p_keys, p_verdicts) AS d (key, verdict)
+        WHERE d.verdict = 'unchanged' AND pg_try_advisory_xact_lock(sidecar._document_lock(p.name, d.key)));
+    v_verdicts text[];
+BEGIN
+    EXECUTE format($q$
+        SELECT array_agg(CASE
+            WHEN d.verdict <> 'unchanged' THEN d.verdict
+            WHEN d.key = ANY ($4) AND (SELECT e.source_text_hash = d.hash AND e.model = $5 FROM %1$s AS e
+                                       WHERE e.%2$I %3$s d.key::%4$s AND e.chunk_no = 0) THEN 'unchanged'
+            ELSE 'claimed' END ORDER BY d.n)
+        FROM unnest($1, $2, $3) WITH ORDINALITY AS d (key, verdict, hash, n)
+    $q$, sidecar._table(p.name, p.embeddings), p.embeddings_key, p.key_equals, p.key_type)
+    INTO v_verdicts USING p_keys, p_verdicts, p_hashes, v_free, p.model_id;
+    RETURN v_verdicts;
+END $$;
+
 -- Reads documents after their messages were leased, in a later transaction with a newer snapshot.
 -- p_keys: canonical texts. A document above p_max_bytes is judged by its length, its text is not fetched. Texts beyond
 -- p_budget bytes in sum are left for later (the first always comes).
@@ -6,7 +34,8 @@
 -- Rows, vectors and claims are looked up by key, one at a time (OFFSET 0, scalar subqueries): no belief of the planner can
 -- turn that into a walk over the whole table (see claims).
 -- Columns: key, verdict (embed, claimed, unchanged, gone, blank, too_large, later), content (embed only), content_hash
--- (not of gone, too_large and later), content_bytes. Locks: row locks on the claims taken; an ACCESS EXCLUSIVE lock on
+-- (not of gone, too_large and later), content_bytes. Locks: row locks on the claims taken, then the locks of what is
+-- unchanged (tried); an ACCESS EXCLUSIVE lock on
 -- the tables is waited for at most lock_timeout. May call: sidecar_runtime. Raises SC001, SC002, SC003.
 CREATE OR REPLACE FUNCTION sidecar.read_documents(
     p_pipeline text, p_model_id text, p_keys text[], p_max_bytes bigint, p_budget bigint,
@@ -57,6 +86,9 @@ BEGIN
     USING p_keys, p_max_bytes, p_budget, p_model_id, p_pipeline, p_claimant;
     IF p_claimant IS NOT NULL AND 'embed' = ANY (v_verdicts) THEN
         v_verdicts := sidecar._claim(p, p_claimant, p_seconds, v_keys, v_verdicts, v_hashes);
+    END IF;
+    IF 'unchanged' = ANY (v_verdicts) THEN
+        v_verdicts := sidecar._unchanged_for_good(p, v_keys, v_verdicts, v_hashes);
     END IF;
     RETURN QUERY
         SELECT d.key, d.verdict, CASE WHEN d.verdict = 'embed' THEN d.content END, d.hash, d.bytes

@@ -79,6 +79,44 @@ async def test_an_edit_after_the_check_has_its_own_message(rig: Rig) -> None:
     assert await rig.embedded() == {1: "v2"}
 
 
+SETTLE_V2 = (
+    "SELECT sidecar.settle('docs', $1, ARRAY['1'], ARRAY[md5('v2')], ARRAY[1], ARRAY[0], ARRAY['v2'], "
+    "ARRAY[$2::vector], ARRAY[1], ARRAY['live'], ARRAY[$3::bigint], ARRAY[$4::int])"
+)
+
+
+async def test_a_text_that_returns_is_not_unchanged_while_the_one_between_is_settled(rig: Rig) -> None:
+    """R1, there and back: v1 has its vector, v2 is about to commit, v1 is the text again and finds its own vector."""
+    await rig.write(k1="v1")
+    await rig.settle(rig.settlement(1, "v1", await lease(rig)))
+    await rig.write(k1="v2")
+    between = await lease(rig)
+    async with second_session(rig.url) as replica:
+        transaction = replica.transaction()
+        await transaction.start()
+        vector = Vector(rig.settlement(1, "v2").chunks[0].vector)
+        await replica.execute(SETTLE_V2, MODEL, vector, between.msg_id, between.read_ct)
+        await rig.write(k1="v1")
+        await lease(rig)
+        key = DocumentKey("1")
+        assert (await rig.queue.read([key]))[0].verdict is Verdict.CLAIMED, "nobody may acknowledge it now"
+        assert (await rig.queue.read([key], claim_seconds=60))[0].verdict is Verdict.CLAIMED
+        await transaction.commit()
+    assert (await rig.queue.read([key]))[0].verdict is Verdict.EMBED
+
+
+async def test_what_was_settled_after_the_first_look_is_seen_by_the_second(rig: Rig) -> None:
+    """The same, where the settlement ends between the verdict and the lock: a new statement looks once more."""
+    await rig.write(k1="v1", k2="other")
+    one, two = await rig.lease()
+    await rig.settle(rig.settlement(1, "v1", one), rig.settlement(2, "other", two))
+    verdicts = await rig.connection.fetchval(
+        "SELECT sidecar._unchanged_for_good(p, ARRAY['1', '2'], ARRAY['unchanged', 'unchanged'], "
+        "ARRAY[md5('a text whose vector is no longer there'), md5('other')]) FROM sidecar.pipelines AS p"
+    )
+    assert verdicts == ["claimed", "unchanged"]
+
+
 async def blocked_behind_a_newer_writer(rig: Rig, late: str, *arguments: object) -> None:
     """B holds v2 uncommitted; A's late statement for v1 starts, the edit to v2 commits, then B commits."""
     async with second_session(rig.url) as replica_b, second_session(rig.url) as replica_a:
