@@ -4,7 +4,8 @@
 
 -- Moves one document's messages out of the lanes, as one dead letter, in one statement: never both queues, never
 -- neither. Vectors of older text are removed, so that nothing stale is found. p_key is null for a foreign shape;
--- p_content_hash is null when the text was never read: the hash is then taken here.
+-- p_content_hash is null when the text was never read: the hash is then taken here, unless that text has its vector: then
+-- it is not what this letter is about, and a later sweep must not pass it over.
 -- Returns how many messages were still ours; 0 means the leases were lost and nothing was done.
 -- Locks: advisory xact lock of the document, row locks on its messages, older dead letters, vectors and claims.
 -- May call: sidecar_runtime.
@@ -16,13 +17,21 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock
 DECLARE
     p sidecar.pipelines := sidecar._intact(p_pipeline);
     v_current text;
+    v_answered boolean := false;
     v_count integer;
 BEGIN
     IF p_key IS NOT NULL THEN
         PERFORM sidecar._lock_documents(p_pipeline, ARRAY[p_key]);
-        EXECUTE format('SELECT md5(%s) FROM %s AS s WHERE s.%I %s $1::%s',
-            sidecar._content(p, 's'), sidecar._table(p.name, p.source), p.key_column, p.key_equals, p.key_type)
-        INTO v_current USING p_key;
+        BEGIN
+            EXECUTE format('SELECT md5(%s) FROM %s AS s WHERE s.%I %s $1::%s',
+                sidecar._content(p, 's'), sidecar._table(p.name, p.source), p.key_column, p.key_equals, p.key_type)
+            INTO v_current USING p_key;
+        EXCEPTION WHEN data_exception THEN
+            v_current := NULL;  -- a row that cannot be rendered: that may be the very reason why it is here
+        END;
+        EXECUTE format('SELECT EXISTS (SELECT FROM %s AS e WHERE e.%I %s $1::%s AND e.source_text_hash = $2 AND e.model = $3)',
+            sidecar._table(p.name, p.embeddings), p.embeddings_key, p.key_equals, p.key_type)
+        INTO v_answered USING p_key, v_current, p.model_id;
     END IF;
     EXECUTE format($q$
         WITH fence AS (SELECT * FROM unnest($1, $2, $3) AS f (lane, msg_id, read_ct)),
@@ -43,7 +52,8 @@ BEGIN
         SELECT count(*) FROM taken
     $q$, sidecar._queue_table(p.queue, 'live'), sidecar._queue_table(p.queue, 'bulk'),
          sidecar._queue_table(p.queue, 'dead'))
-    INTO v_count USING p_lanes, p_ids, p_read_cts, p_key, p_reason, p_detail, p_attempts, p_content_hash, v_current;
+    INTO v_count USING p_lanes, p_ids, p_read_cts, p_key, p_reason, p_detail, p_attempts, p_content_hash,
+        CASE WHEN NOT v_answered THEN v_current END;
     IF v_count > 0 AND p_key IS NOT NULL THEN
         EXECUTE format('DELETE FROM %s AS e WHERE e.%I %s $1::%s AND e.source_text_hash IS DISTINCT FROM $2',
             sidecar._table(p.name, p.embeddings), p.embeddings_key, p.key_equals, p.key_type)

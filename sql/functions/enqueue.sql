@@ -15,6 +15,7 @@ DECLARE
 BEGIN
     -- A column that was renamed or dropped must not fail the writer: the daemon tells it, and the sweep that follows the
     -- next attach finds what was written meanwhile.
+    -- Contents are compared byte by byte: a column's own collation may hold 'a' and 'A' equal, whose vectors differ.
     -- Nested loops are off: a cached plan made for one row would be quadratic for an UPDATE of a million.
     EXECUTE format($f$
         CREATE OR REPLACE FUNCTION sidecar.%1$I() RETURNS trigger
@@ -32,7 +33,7 @@ BEGIN
             ELSE
                 %2$s WHERE NOT EXISTS (
                     SELECT FROM old_rows AS o
-                    WHERE o.%3$I::text = n.%3$I::text AND %4$s = %5$s);
+                    WHERE o.%3$I::text = n.%3$I::text AND (%4$s) COLLATE "C" = (%5$s) COLLATE "C");
             END IF;
             IF FOUND THEN
                 PERFORM pg_notify('sidecar', %6$L);

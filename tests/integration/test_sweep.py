@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sidecar_daemon.domain.errors import Refused
+from sidecar_daemon.domain.errors import Poison, Refused
 from sidecar_daemon.domain.messages import DocumentKey, Lane
-from tests.rig import Rig, attach, md5, second_session
+from tests.rig import MODEL, Rig, attach, md5, second_session
 
 if TYPE_CHECKING:
     from sidecar_daemon.domain.messages import SweepWindow
@@ -77,6 +77,81 @@ async def test_a_dead_letter_is_left_alone_until_its_content_changes(rig: Rig) -
     await quietly(rig, k1="mended")
     assert (await sweep(rig)).missing == 1
     assert await bulk(rig) == {"1": "missing"}
+
+
+async def test_a_dead_letter_whose_content_was_embedded_since_stops_no_later_sweep(rig: Rig) -> None:
+    """R15: resolved, it says nothing of the next model."""
+    await rig.write(k1="poison")
+    first = await rig.lease_one()
+    await rig.write(k1="mended")
+    await rig.queue.dead_letter([first], reason="attempts_exhausted", detail="", content_hash=None)
+    await rig.settle(rig.settlement(1, "mended", await rig.lease_one()))
+    await switch_model(rig)
+    assert (await sweep(rig)).wrong_model == 1
+    assert await bulk(rig) == {"1": "wrong_model"}
+
+
+async def test_a_dead_letter_of_a_text_that_has_its_vector_tells_of_no_text(rig: Rig) -> None:
+    """The same, buried after the mended text was embedded: its last text was never read."""
+    await rig.write(k1="poison")
+    first = await rig.lease_one()
+    await rig.write(k1="mended")
+    await rig.settle(rig.settlement(1, "mended", await rig.lease_one()))
+    await rig.queue.dead_letter([first], reason="attempts_exhausted", detail="", content_hash=None)
+    assert [(row["content_hash"], row["resolved"]) for row in await rig.dead()] == [(None, True)]
+    await switch_model(rig)
+    assert (await sweep(rig)).wrong_model == 1
+
+
+async def test_poison_of_the_next_model_is_left_alone_too(rig: Rig) -> None:
+    await rig.write(k1="text")
+    await rig.settle(rig.settlement(1, "text", await rig.lease_one()))
+    await switch_model(rig)
+    assert (await sweep(rig)).wrong_model == 1
+    await rig.queue.dead_letter([await rig.lease_one(Lane.BULK)], reason="x", detail="", content_hash=md5("text"))
+    assert (await sweep(rig)).enqueued == 0
+
+
+async def switch_model(rig: Rig) -> None:
+    """Vectors that are there become those of another model."""
+    await rig.connection.execute("UPDATE docs_embeddings SET model = 'an earlier one'")
+
+
+@pytest.mark.parametrize("rows", [1, 3, 1000])
+async def test_a_row_that_cannot_be_rendered_is_passed_over_and_told_by_a_dead_letter(rig: Rig, rows: int) -> None:
+    """Its content is of an enum whose label is no longer in the catalogue."""
+    await rig.connection.execute(
+        """
+        SELECT sidecar.detach('docs');
+        DROP TABLE docs;
+        CREATE TYPE mood AS ENUM ('glad', 'lost');
+        CREATE TABLE docs (id bigint PRIMARY KEY, body mood);
+        INSERT INTO docs SELECT n, CASE WHEN n = 4 THEN 'lost' ELSE 'glad' END::mood FROM generate_series(1, 7) AS n;
+        """
+    )
+    await rig.connection.execute(
+        "SELECT sidecar.attach('docs', ARRAY['body'], p_model => 'deterministic', p_model_id => $1, "
+        "p_dimensions => 16, p_index => false)",
+        MODEL,
+    )
+    await rig.connection.execute("DELETE FROM pg_enum WHERE enumlabel = 'lost'")
+    assert await walk(rig, rows) == (7, 7)
+    bad = next(lease for lease in await rig.lease(Lane.BULK) if lease.key == "4")
+    with pytest.raises(Poison):
+        await rig.queue.read([DocumentKey("4")])
+    assert await rig.queue.dead_letter([bad], reason="22P03", detail="", content_hash=None) == 1
+    await rig.connection.execute("DELETE FROM pgmq.q_docs_bulk")
+    assert await walk(rig, rows) == (7, 6), "the dead letter is not sent again"
+
+
+async def walk(rig: Rig, rows: int) -> tuple[int, int]:
+    """One walk to its end: rows scanned and enqueued."""
+    windows = []
+    while not windows or windows[-1].state == "walked":
+        windows.append(await sweep(rig, rows=rows))
+        assert len(windows) < 30
+    assert windows[-1].state == "finished"
+    return sum(window.scanned for window in windows), sum(window.enqueued for window in windows)
 
 
 @pytest.mark.parametrize("key", ["bigint", "uuid", "text"])
