@@ -42,17 +42,20 @@ class QueueReader(ABC):
     def __init__(self, url: str, folder: Path, threads: int) -> None:
         """Load an exported model: the whole graph, pooling and norm included, on one session."""
         self.url = url
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(
-            str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"]
-        )
+        self._graph, self._threads = folder / "model.onnx", threads
+        self._session = self.open_session()
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.enable_truncation(LIMIT)
         self._tokenizer.enable_padding()
         self.runner = asyncio.Runner()
         self.connection: asyncpg.Connection | None = None
+
+    def open_session(self) -> onnxruntime.InferenceSession:
+        """Load the graph."""
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.log_severity_level = 3
+        return onnxruntime.InferenceSession(str(self._graph), options, providers=["CPUExecutionProvider"])
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         """Vectors of texts in one run, padded to the longest of them."""

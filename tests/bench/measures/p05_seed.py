@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from tests.bench.workplace import Workplace
 
-READERS = ("naive", "seed_port")
+READERS = ("naive", "seed_port", "seed_port_cold")
 PUBLISHED = 87.5 / 60
 """Documents a second that the system replaced published; on another machine, so only beside the ratio."""
 
@@ -53,6 +53,7 @@ async def run(place: Workplace) -> None:
             table[corpus] = {
                 "corpus": corpora.described(texts),
                 "ours_over_seed_port": ratio,
+                "ours_over_seed_port_cold": rounds.ratio("ours", "seed_port_cold"),
                 "ours_over_naive": rounds.ratio("ours", "naive"),
                 "ours_over_published": round(rounds.rate("ours") / PUBLISHED, 1),
                 **rounds.summary(),
