@@ -78,7 +78,7 @@ class Queue(Protocol):
         """
 
     async def begin(self, leases: Collection[Lease]) -> None:
-        """Record that a suspect's run starts: if its lease now ends uncleanly, the blame is its own."""
+        """Record that a suspect begins, before its text is read: an unclean end of its lease is then its own fault."""
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[Settled]:
         """In one transaction: lock keys, check hashes, write chunks, acknowledge. One result a settlement."""

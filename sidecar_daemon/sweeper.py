@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sidecar_daemon.domain.errors import Poison
+from sidecar_daemon.domain.errors import Poison, Transient
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,11 +19,17 @@ if TYPE_CHECKING:
     from sidecar_daemon.ports import Queue
     from sidecar_daemon.telemetry import Telemetry
 
+FIRST_ROWS = 200
+"""Rows of the first window: how long a row takes, its text's length decides, and nobody has measured it yet."""
 FEWEST_ROWS = 100
+"""Fewer only where these take a second: what a window costs beside its rows is paid for each."""
 SLOW_SECONDS = 0.5
 """A window that took longer is halved, so that no transaction of ours lives for a second."""
+LONGEST_SECONDS = 1.0
 QUICK_SECONDS = 0.1
 LONGEST_REST = 60.0
+OVERLONG = frozenset({"statement_timeout", "transaction_timeout", "timeout"})
+"""The world's faults that a window of fewer rows may not meet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +67,7 @@ class Sweeper:
         self._uniform = uniform
         self._pulse = pulse
         self._wake = asyncio.Event()
-        self._rows = limits.rows
+        self._rows = min(FIRST_ROWS, limits.rows)
 
     def wake(self) -> None:
         """Look at once: somebody asked for a sweep."""
@@ -75,20 +81,29 @@ class Sweeper:
     async def _walk(self, beat: Beat) -> None:
         while True:
             self._wake.clear()
-            started = time.monotonic()
             try:
-                window = await self._patience(
-                    lambda: self._queue.sweep(rows=self._rows, interval=self._limits.interval)
-                )
+                window, seconds = await self._patience(self._window)
             except Poison as error:  # a row that cannot be rendered: it may hold up this walk, not the process
                 rest = min(self._limits.interval, LONGEST_REST)
                 self._telemetry.fault(f"{self._pipeline} sweep", error, waiting=rest)
                 await self._sleep(rest, beat)
                 continue
-            seconds = time.monotonic() - started
             self._telemetry.swept(self._pipeline, window, seconds)
-            self._rows = next_rows(self._rows, seconds, most=self._limits.rows)
+            if window.scanned:  # else it looked at no row, and its time says nothing of them
+                full = window.state == "walked"  # one that was not full would have taken longer
+                self._rows = next_rows(self._rows, seconds, most=self._limits.rows if full else self._rows)
             await self._sleep(self._rest(window, seconds), beat)
+
+    async def _window(self) -> tuple[SweepWindow, float]:
+        """Walk one window, and its seconds. One that ran out of time is asked for again with fewer rows."""
+        started = time.monotonic()
+        try:
+            window = await self._queue.sweep(rows=self._rows, interval=self._limits.interval)
+        except Transient as error:
+            if error.code in OVERLONG:
+                self._rows = fewer_rows(self._rows, time.monotonic() - started)
+            raise
+        return window, time.monotonic() - started
 
     async def _sleep(self, seconds: float, beat: Beat) -> None:
         seconds *= self._uniform(0.8, 1.2)
@@ -107,6 +122,16 @@ class Sweeper:
 
 def next_rows(rows: int, seconds: float, *, most: int) -> int:
     """Rows of the next window: half after a slow one, twice after a quick one, within bounds."""
+    if seconds > LONGEST_SECONDS:
+        return fewer_rows(rows, seconds)
     if seconds > SLOW_SECONDS:
-        return max(min(FEWEST_ROWS, most), rows // 2)
+        return max(min(FEWEST_ROWS, rows), rows // 2)
     return min(most, rows * 2) if seconds < QUICK_SECONDS else rows
+
+
+def fewer_rows(rows: int, seconds: float) -> int:
+    """Rows of the next window after one that took far too long, or did not end in that time: at most half, at least 1.
+
+    Rows that take ``SLOW_SECONDS`` by this measure, so that a server that gives up late is not asked many times.
+    """
+    return max(1, min(rows // 2, int(rows * SLOW_SECONDS / max(seconds, SLOW_SECONDS))))

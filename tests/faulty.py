@@ -151,9 +151,9 @@ class FaultyEmbedder:
 
     def __init__(self, embedder: Embedder) -> None:
         self._embedder = embedder
-        self._marks: dict[str, Exception] = {}
-        self._marked: dict[bytes, Exception] = {}
-        self._unreadable: dict[str, Exception] = {}
+        self._marks: dict[str, BaseException] = {}
+        self._marked: dict[bytes, BaseException] = {}
+        self._unreadable: dict[str, BaseException] = {}
         self._texts: dict[bytes, str] = {}
         self.runs: list[list[str]] = []
         """The texts of every run, failed ones included; a long text comes once a window."""
@@ -163,11 +163,11 @@ class FaultyEmbedder:
         """Runs wait here; open at first."""
         self.gate.set()
 
-    def poison(self, mark: str, error: Exception | None = None) -> None:
+    def poison(self, mark: str, error: BaseException | None = None) -> None:
         """Fail every run that holds a window of a text with this mark."""
         self._marks[mark] = error or Poison("inference_failed", "planted")
 
-    def unreadable(self, mark: str, error: Exception) -> None:
+    def unreadable(self, mark: str, error: BaseException) -> None:
         """Fail to tokenize texts with this mark."""
         self._unreadable[mark] = error
 

@@ -44,6 +44,8 @@ _WORLD_STATES = frozenset(
         "42704",  # a type, role or other object is missing
         "42883",  # a function is missing
         "42P01",  # a table is missing
+        "XX001",  # a row is damaged on the server's disk
+        "XX002",  # an index is damaged
     }
 )
 _MESSAGE_CLASSES = frozenset(

@@ -31,6 +31,8 @@ REMEDIES = {
     "idle_timeout": "raise idle_in_transaction_session_timeout of the daemon's role",
     "transaction_timeout": "raise transaction_timeout of the daemon's role",
     "server_io": "look at the database server's disk and log: it cannot read or write a file",
+    "data_corrupted": "a row or page is damaged: see the database server's log and check its disk; restore the row",
+    "index_corrupted": "REINDEX the index that the cause names, and check the database server's disk",
     "bad_setting": "correct the setting and start the daemon again; the README lists all of them",
     "bad_database_url": "correct the URL and start the daemon again",
     "pooler": "set SIDECAR_POOLER=transaction behind a transaction pooler",

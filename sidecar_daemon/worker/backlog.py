@@ -63,12 +63,16 @@ class Backlog:
             return not self._closed
 
     async def put(self, windows: Sequence[Window]) -> bool:
-        """Add one document's windows once its lane has room. False, and nothing added, once closed."""
+        """Add one document's windows once its lane has room. False, and nothing added, once closed.
+
+        A suspect's go first: it has begun, and whatever breaks until it has ended may be blamed on it.
+        """
         lane = windows[0].document.lane
         async with self._changed:
             await self._changed.wait_for(lambda: self._closed or not self.full(lane))
             if not self._closed:
-                self._pending.extend(windows)
+                place = 0 if windows[0].document.suspect else len(self._pending)
+                self._pending[place:place] = windows
                 self._tokens[lane] += sum(window.length for window in windows)
                 self._windows[lane] += len(windows)
                 self._changed.notify_all()
@@ -81,14 +85,6 @@ class Backlog:
             if not self._pending:
                 return None
             return self._taken_from(self._pending)
-
-    async def take_rest(self, document: Document) -> Batch | None:
-        """Take a batch of one document's windows, without waiting; None when none is left."""
-        async with self._changed:
-            rest = [window for window in self._pending if window.document is document]
-            if not rest:
-                return None
-            return self._taken_from(rest)
 
     async def remove(self, document: Document) -> None:
         """Take a document's windows out: it failed, or its leases are lost."""

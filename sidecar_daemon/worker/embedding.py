@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from functools import partial
 from typing import TYPE_CHECKING
 
 from sidecar_daemon.domain.errors import Poison
@@ -32,10 +31,6 @@ class EmbeddingLoop:
         """Take batches until the backlog is closed."""
         while (batch := await self._take()) is not None:
             await self._embed(batch)
-            first = batch.windows[0].document
-            # Whoever waits for a suspect's turn must not hold the thread that its other windows need.
-            while first.suspect and (rest := await self._state.backlog.take_rest(first)) is not None:
-                await self._embed(rest)
 
     async def _take(self) -> Batch | None:
         backlog = self._state.backlog
@@ -45,8 +40,7 @@ class EmbeddingLoop:
     async def _embed(self, batch: Batch) -> None:
         """Run one batch; where the model refuses it, run each document alone and blame the one that fails again."""
         self._beat.turn()
-        await self._announce(self._jobs(batch))
-        jobs = self._jobs(batch)  # once more: leases may have been lost while a suspect waited for its turn
+        jobs = self._jobs(batch)
         wanted = Batch(tuple(window for window in batch.windows if self._state.in_flight.job_of(window.document)))
         if not jobs:
             return
@@ -66,18 +60,6 @@ class EmbeddingLoop:
         documents: dict[int, Document] = {id(window.document): window.document for window in batch.windows}
         found = [self._state.in_flight.job_of(document) for document in documents.values()]
         return [job for job in found if job is not None]
-
-    async def _announce(self, jobs: list[Job]) -> None:
-        """Before a suspect runs, record it: if the process dies now, the blame is its own."""
-        for job in jobs:
-            if not job.document.suspect:
-                continue
-            with self._beat.waiting(partial(self._state.others_turn, job)):
-                await self._state.turn(job)
-            if not job.begun:
-                job.begun = True
-                leases = tuple(job.leases)
-                await self._state.patience(partial(self._state.queue.begin, leases))
 
     async def _infer(self, batch: Batch) -> Vectors:
         """Run the model on an inference thread. Shape ``(windows, dimensions)``, float32."""

@@ -112,17 +112,36 @@ class Leaser:
             return 0
         self._tokens = 0
         by_key = await self._bury_hopeless(leases)
-        keys = list(by_key)
-        for first in range(0, len(keys), READ_AT_ONCE):
+        parts = _parts(by_key)
+        for number, part in enumerate(parts):
+            await self._turn(by_key[part[0]])
             if state.stopping.is_set():
-                await self._release([lease for key in keys[first:] for lease in by_key[key]])
+                await self._release([lease for left in parts[number:] for key in left for lease in by_key[key]])
                 break
-            part = keys[first : first + READ_AT_ONCE]
-            readings = await self._read(part, by_key)
-            await self._sort_out(self._coalesce(readings, by_key), by_key)
+            if held := self._held(part, by_key):
+                await self._begin(by_key[held[0]])
+                readings = await self._read(held, by_key)
+                await self._sort_out(self._coalesce(readings, by_key), by_key)
         self._horizon.learn(len(leases), self._tokens)
         state.telemetry.leased(state.pipeline.name, self._lane, len(leases), len(by_key), leased)
         return len(leases)
+
+    async def _turn(self, leases: list[Lease]) -> None:
+        """A suspect waits until no other is under way, before anything of it is read."""
+        if _suspect(leases):
+            with self._beat.waiting(lambda: self._state.turn_taken):
+                await self._state.turn(leases)
+
+    async def _begin(self, leases: list[Lease]) -> None:
+        """Before a suspect's text is read, record it: if the process dies from now on, the blame is its own."""
+        if _suspect(leases):
+            await self._state.patience(lambda: self._state.queue.begin(leases))
+
+    def _held(self, keys: list[DocumentKey], by_key: dict[DocumentKey, list[Lease]]) -> list[DocumentKey]:
+        """Documents that are still ours: leases may have been lost while others of theirs waited for a turn or room."""
+        for key in keys:
+            by_key[key] = [lease for lease in by_key[key] if lease in self._state.in_flight.leases]
+        return [key for key in keys if by_key[key]]
 
     async def _read(self, keys: list[DocumentKey], by_key: dict[DocumentKey, list[Lease]]) -> list[Reading]:
         """Read documents; where one cannot be rendered, read each alone and dead-letter the culprit."""
@@ -267,6 +286,18 @@ class Leaser:
             await self._state.patience(lambda: self._state.queue.release(leases, delay=delay, keep_claims=keep_claims))
             self._state.done(leases)
             self._state.count(Counter({Outcome.RELEASED: len({lease.key for lease in leases})}))
+
+
+def _parts(by_key: dict[DocumentKey, list[Lease]]) -> list[list[DocumentKey]]:
+    """What is read and tokenized together: suspects last, for they wait for their turn, and each alone."""
+    clean = [key for key, leases in by_key.items() if not _suspect(leases)]
+    parts = [clean[first : first + READ_AT_ONCE] for first in range(0, len(clean), READ_AT_ONCE)]
+    return [*parts, *([key] for key, leases in by_key.items() if _suspect(leases))]
+
+
+def _suspect(leases: list[Lease]) -> bool:
+    """Whether an earlier attempt at a document may have ended the process."""
+    return any(lease.attempt > 1 for lease in leases)
 
 
 def _document(reading: Reading, leases: list[Lease]) -> Document:

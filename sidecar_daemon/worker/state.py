@@ -85,8 +85,6 @@ class Job:
     leases: list[Lease]
     vectors: dict[int, Vector] = field(default_factory=dict)
     """By the window's ordinal."""
-    begun: bool = False
-    """Whether the start of a suspect's run has been recorded."""
 
     @property
     def complete(self) -> bool:
@@ -205,25 +203,25 @@ class WorkerState:
     in_flight: InFlight = field(default_factory=InFlight)
     wakes: dict[Lane, asyncio.Event] = field(default_factory=lambda: {lane: asyncio.Event() for lane in Lane})
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
-    _suspect: Job | None = None
-    """Whose turn it is, or was last."""
+    _turn: Collection[Lease] = ()
+    """The messages of the suspect whose turn it is, or was last."""
     _freed: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def turn(self, job: Job) -> None:
-        """Wait until no other suspect is between the start of its run and its settlement.
+    async def turn(self, leases: Collection[Lease]) -> None:
+        """Wait until no other suspect is between the reading of its text and its settlement.
 
         Suspects of one crash come back together, and in the same order: were two under way at once, the neighbour of
         the culprit would be blamed with it every time.
         """
-        while self.others_turn(job):
+        while self.turn_taken:
             self._freed.clear()
             await self._freed.wait()
-        self._suspect = job
+        self._turn = leases
 
-    def others_turn(self, job: Job) -> bool:
-        """Whether another suspect than this one is under way."""
-        suspect = self._suspect
-        return suspect is not None and suspect is not job and not self.in_flight.leases.isdisjoint(suspect.leases)
+    @property
+    def turn_taken(self) -> bool:
+        """Whether a suspect is under way."""
+        return not self.in_flight.leases.isdisjoint(self._turn)
 
     def done(self, leases: Collection[Lease]) -> None:
         """Messages that are no longer held: acknowledged, made visible again, dead or lost."""

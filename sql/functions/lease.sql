@@ -1,11 +1,11 @@
 -- Leases messages of one lane, and keeps, defers, releases and acknowledges them under their fence (msg_id, read_ct).
 -- Bookkeeping stands in the message under "sidecar":
 --   excused    leases that do not count as attempts
---   accounted  read_ct of the last lease whose end is known (deferred, released) or whose run was announced (begin)
+--   accounted  read_ct of the last lease whose end is known (deferred, released) or which was announced (begin)
 --   ended      read_ct of the last lease that was deferred or released: a call that comes late or twice (an extension
 --              under way, an answer that was lost) finds nothing of it to hold, to excuse or to count
 -- attempt = read_ct - excused, at least 1 whatever a foreign message claims. The first unclean end of a lease counts, and makes the message a suspect. A suspect's
--- later unclean ends count only when its run had begun: what merely waited beside the culprit is excused.
+-- later unclean ends count only when it had begun: what merely waited beside the culprit is excused.
 -- p_claimant: the worker whose claims on p_keys, the documents of these messages, end or last with its leases.
 -- Every statement on a queue names its messages as an array beside the fence: what it touches is then bounded by them,
 -- whatever the planner believes of a table that is filled and emptied all day (see claims).
@@ -55,7 +55,7 @@ BEGIN
         FROM generate_subscripts(v_ids, 1) AS i;
 END $$;
 
--- Announces that the runs of suspects start now. Returns how many are still ours.
+-- Announces that suspects begin now: their texts are read next. Returns how many are still ours.
 CREATE OR REPLACE FUNCTION sidecar.begin(p_pipeline text, p_lane text, p_ids bigint[], p_read_cts integer[])
 RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$

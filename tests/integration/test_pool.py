@@ -98,6 +98,8 @@ async def test_an_extension_made_anew_is_learnt_again(bare: Database, empty_url:
         ("SELECT refuse('53300')", Transient, "too_many_connections"),
         ("SELECT refuse('25006')", Transient, "read_only"),
         ("SELECT refuse('42501')", Transient, "permission_denied"),
+        ("SELECT refuse('XX001')", Transient, "data_corrupted"),
+        ("SELECT refuse('XX002')", Transient, "index_corrupted"),
     ],
 )
 async def test_an_error_has_a_name_and_a_culprit(

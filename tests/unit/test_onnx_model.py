@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import FixedLength
 
 from sidecar_daemon.adapters.onnx import export as export_module
 from sidecar_daemon.adapters.onnx.fetch import pull
@@ -280,6 +283,38 @@ def test_a_machine_without_memory_is_not_the_fault_of_a_text(tiny_dir: Path) -> 
     starved = dataclasses.replace(embedder, _graph=cast("Graph", Exhausted()))
     with pytest.raises(MemoryError):
         starved.embed([np.array([2, 3])])
+
+
+def library(*, panics: bool) -> Tokenizer:
+    """A real tokenizer that refuses every text but ``a``, or panics at it."""
+    made = Tokenizer(WordLevel({"a": 0}, unk_token="a" if panics else "[UNK]"))
+    if panics:
+        made.pre_tokenizer = FixedLength(0)
+    return made
+
+
+@pytest.mark.parametrize(("panics", "kind"), [(False, "Exception"), (True, "PanicException")])
+def test_a_text_that_the_tokenizer_breaks_on_is_the_messages_fault(*, panics: bool, kind: str) -> None:
+    """A panic is no ``Exception``: it would end the process, with every text that it holds."""
+    windows = WindowTokenizer(library(panics=panics), before=(), after=(), room=8)
+    for _ in range(2):
+        with pytest.raises(Poison, match=rf"\({kind}\)$") as caught:
+            windows.windows("secret")
+        assert caught.value.code == "tokenizer_failed"
+        assert "secret" not in str(caught.value)
+        assert caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError()])
+def test_what_the_tokenizer_did_not_raise_for_its_own_part_is_not_the_fault_of_a_text(error: BaseException) -> None:
+    class Interrupted:
+        """A tokenizer at a bad moment."""
+
+        def encode(self, *_: object, **__: object) -> object:
+            raise error
+
+    with pytest.raises(type(error)):
+        WindowTokenizer(cast("Tokenizer", Interrupted()), before=(), after=(), room=8).windows("text")
 
 
 @RUNTIMES

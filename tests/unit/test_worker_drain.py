@@ -10,10 +10,14 @@ import pytest
 
 from sidecar_daemon.domain.errors import Fatal, Refused, Transient
 from sidecar_daemon.domain.messages import DocumentKey
+from tests.faulty import FaultyQueue
 from tests.rig import Rig, running
 from tests.waiting import eventually
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from sidecar_daemon.domain.messages import Reading
     from tests.unit.conftest import Bench
 
 
@@ -181,7 +185,7 @@ async def test_a_refused_settle_gives_its_documents_back(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("error", [Bug("planted"), Fatal("graph_bad", "planted"), Panic("planted")])
-async def test_a_bug_ends_the_worker_and_counts_for_what_had_begun(bench: Bench, error: Exception) -> None:
+async def test_a_bug_ends_the_worker_and_counts_for_what_had_begun(bench: Bench, error: BaseException) -> None:
     """Crash-only. Were it released and excused, a text that breaks us would come back for ever."""
     rig = bench.rig
     bench.embedder.poison("breaks", error)
@@ -201,10 +205,26 @@ def broke_or_buried(bench: Bench, task: asyncio.Task[None]) -> bool:
     return task.done() or len(bench.told.events("dead_lettered")) == 1
 
 
-async def test_a_text_that_breaks_the_worker_again_and_again_is_buried(bench: Bench) -> None:
+class BrokenReads(FaultyQueue):
+    """Reading document 2 breaks the worker."""
+
+    async def read(self, keys: Collection[DocumentKey], *, claim_seconds: float | None = None) -> list[Reading]:
+        if "2" in keys:
+            raise Panic("planted")
+        return await super().read(keys, claim_seconds=claim_seconds)
+
+
+@pytest.mark.parametrize("where", ["reading", "tokenizing", "running"])
+async def test_a_text_that_breaks_the_worker_again_and_again_is_buried(bench: Bench, where: str) -> None:
     """R13, with an error instead of a signal: the culprit is dead-lettered, its neighbours are not."""
     rig = bench.rig
-    bench.embedder.poison("breaks", Bug("planted"))
+    match where:
+        case "reading":
+            bench.queue = BrokenReads(rig.queue)
+        case "tokenizing":
+            bench.embedder.unreadable("breaks", Panic("planted"))
+        case _:
+            bench.embedder.poison("breaks", Bug("planted"))
     await rig.write(k1="good", k2="breaks", k3="good too")
     for _ in range(8):
         worker = await bench.worker(threads=1, max_attempts=3)
@@ -215,10 +235,43 @@ async def test_a_text_that_breaks_the_worker_again_and_again_is_buried(bench: Be
             worker.stop()
             await task
             break
-        assert isinstance(task.exception(), Bug)
+        assert isinstance(task.exception(), Bug | Panic)
         await rig.expire()
     assert [(d["document_id"], d["reason"]) for d in await rig.dead()] == [("2", "attempts_exhausted")]
     assert sorted(await rig.embedded()) == [1, 3]
+
+
+async def test_a_stop_releases_suspects_that_wait_for_their_turn(bench: Bench) -> None:
+    rig = bench.rig
+    await rig.write(k1="one", k2="two", k3="three")
+    await rig.lease()
+    await rig.expire()
+    bench.embedder.gate.clear()
+    worker = await bench.worker()
+    async with running(worker):
+        await entered(bench)
+        worker.stop()
+        bench.embedder.gate.set()
+    assert await rig.embedded() == {1: "one"}
+    assert [lease.attempt for lease in await rig.lease()] == [2, 2]
+    assert bench.queue.count("begin") == bench.queue.count("read") == 1
+
+
+async def test_a_suspect_that_was_lost_while_it_waited_is_not_touched(bench: Bench) -> None:
+    rig = bench.rig
+    await rig.write(k1="one", k2="two")
+    await rig.lease()
+    await rig.expire()
+    bench.embedder.gate.clear()
+    async with running(await bench.worker(lease_seconds=1.2)):
+        await entered(bench)
+        await rig.connection.execute(
+            "UPDATE pgmq.q_docs SET read_ct = read_ct + 1, vt = clock_timestamp() + interval '1 h' WHERE msg_id = 2"
+        )
+        await eventually(lambda: bench.told.events("leases_lost"))
+        bench.embedder.gate.set()
+        await eventually(lambda: bench.told.documents("embedded") == 1)
+    assert bench.queue.count("begin") == bench.queue.count("read") == 1
 
 
 async def test_a_settler_that_breaks_while_draining_ends_the_drain(bench: Bench) -> None:

@@ -91,6 +91,17 @@ async def test_many_short_windows_fill_a_lane_as_long_ones_do() -> None:
     assert waiting.room_windows(Lane.LIVE) == 4
 
 
+async def test_a_suspect_goes_first() -> None:
+    """It has begun: whatever breaks while it waits may be blamed on it."""
+    waiting = backlog(lane_tokens=1000)
+    clean, suspect = document("clean"), document("suspect", attempt=2)
+    await waiting.put(windows(clean))
+    await waiting.put(windows(suspect, count=2))
+    batch = await waiting.take()
+    assert batch is not None
+    assert [(window.document.key, window.ordinal) for window in batch.windows] == [("suspect", 0), ("suspect", 1)]
+
+
 async def test_a_removed_document_makes_room() -> None:
     waiting = backlog()
     one, two = document("one"), document("two")

@@ -244,6 +244,7 @@ async def test_suspects_travel_alone_and_are_announced(bench: Bench) -> None:
     bench.embedder.gate.clear()
     async with running(await bench.worker(threads=1)):
         await entered(bench)
+        await eventually(lambda: bench.queue.count("begin") == 1 and bench.queue.under_way == 0)
         first, second, *_ = await rig.messages()
         assert first["message"]["sidecar"]["accounted"] == first["read_ct"] == 2
         assert "accounted" not in second["message"].get("sidecar", {}), "it waits: its end would not count"

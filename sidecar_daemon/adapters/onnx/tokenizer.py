@@ -57,13 +57,18 @@ class WindowTokenizer:
         """Cut a text. At least one window, also for ``""``.
 
         Raises:
-            Poison: the text is not valid Unicode (a lone surrogate).
+            Poison: the text is not valid Unicode (a lone surrogate), or the library refuses it or panics at it.
         """
         try:
             encoding = self.tokenizer.encode(text, add_special_tokens=False)
         except (UnicodeEncodeError, TypeError) as error:
             # Without the cause: a UnicodeEncodeError carries the text.
             raise Poison("not_unicode", f"the text cannot be encoded as UTF-8 ({type(error).__name__})") from None
+        except BaseException as error:
+            if not _is_of_the_library(error):
+                raise
+            # Without what it says: that may quote the text.
+            raise Poison("tokenizer_failed", f"the tokenizer failed on the text ({type(error).__name__})") from None
         ids, starts = encoding.ids, [start for start, _ in encoding.offsets]
         cuts = [0, *_cuts(encoding, self.room), len(ids)]
         places = [0, *(starts[cut] for cut in cuts[1:-1]), len(text)]
@@ -76,6 +81,11 @@ class WindowTokenizer:
             )
             for number in range(len(cuts) - 1)
         ]
+
+
+def _is_of_the_library(error: BaseException) -> bool:
+    """Whether an error is the library's own: a bare ``Exception``, or a panic, which is not even that."""
+    return type(error) is Exception or type(error).__name__ == "PanicException"
 
 
 def _cuts(encoding: Encoding, room: int) -> list[int]:

@@ -56,6 +56,8 @@ _CODES = {
     "57P02": "crash_shutdown",
     "57P03": "starting_up",
     "57P04": "unknown_database",
+    "XX001": "data_corrupted",
+    "XX002": "index_corrupted",
 }
 _CODES_BY_CLASS = {
     "08": "connection_lost",
