@@ -34,6 +34,7 @@ _WORLD_CLASSES = frozenset(
 _WORLD_STATES = frozenset(
     {
         "0A000",  # a cached plan whose result type changed; an extension that was made anew
+        "23502",  # not null: ours are always filled, so it is a column that somebody else added
         "25006",  # read only: a standby, or a primary that was demoted
         "25P03",  # idle in transaction for too long
         "25P04",  # transaction for too long

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from sidecar_daemon.domain.errors import Poison
+from sidecar_daemon.domain.errors import Poison, Transient
 from sidecar_daemon.domain.messages import Batch
+from sidecar_daemon.domain.outcomes import Outcome
 from sidecar_daemon.worker.failing import fail
 
 if TYPE_CHECKING:
@@ -17,6 +20,11 @@ if TYPE_CHECKING:
     from sidecar_daemon.domain.pulse import Beat
     from sidecar_daemon.ports import Embedder
     from sidecar_daemon.worker.state import Job, WorkerState
+
+
+RUN_FAILED = "inference_failed"
+"""The code of a run that the runtime refused."""
+PROBE = "probe"
 
 
 class EmbeddingLoop:
@@ -47,13 +55,41 @@ class EmbeddingLoop:
         try:
             vectors = await self._infer(wanted)
         except Poison as error:
-            if len(jobs) == 1:
+            if len(jobs) > 1:
+                for job in jobs:
+                    await self._embed(Batch(tuple(w for w in wanted.windows if w.document is job.document)))
+            elif error.code != RUN_FAILED or await self._runs_at_all():
                 await fail(self._state, jobs[0], error)
-                return
-            for job in jobs:
-                await self._embed(Batch(tuple(w for w in wanted.windows if w.document is job.document)))
+            else:
+                await self._give_back(jobs[0], error)
         else:
+            self._state.runtime_failing = False
             await self._collect(wanted, vectors)
+
+    async def _runs_at_all(self) -> bool:
+        """Whether the model answers to a text that is nobody's: where it does not, no document is to blame."""
+        state = self._state
+
+        def probe() -> None:
+            state.embedder.embed([state.embedder.tokenize(PROBE)[0].ids])
+
+        run = asyncio.get_running_loop().run_in_executor(state.executor, probe)
+        with suppress(Poison), self._beat.waiting(lambda: not run.done()):
+            await run
+            return True
+        return False
+
+    async def _give_back(self, job: Job, error: Poison) -> None:
+        """Release a document unblamed for later, and tell the outage; stage 3 says when it is over."""
+        state = self._state
+        state.in_flight.close(job)
+        await state.backlog.remove(job.document)
+        state.runtime_failing = True
+        state.patience.troubled(Transient("runtime_failed", str(error)), waiting=state.limits.poll_max)
+        if job.leases:
+            await state.patience(lambda: state.queue.release(job.leases, delay=state.limits.poll_max))
+            state.done(job.leases)
+            state.count(Counter({Outcome.RELEASED: 1}))
 
     def _jobs(self, batch: Batch) -> list[Job]:
         """The documents of a batch that are still ours, once each."""

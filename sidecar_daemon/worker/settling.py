@@ -59,6 +59,11 @@ class Settler:
                 async with asyncio.timeout(2 * self._state.limits.poll_max):
                     return await self._state.settlements.get()
             self._fruitless = 0
+            self._relieved()
+
+    def _relieved(self) -> None:
+        """What was told of a writer or of the model is over, unless the model still refuses whatever it is given."""
+        if not self._state.runtime_failing:
             self._state.patience.relieved()
 
     async def _prepare(self, ready: Sequence[Job | Settlement]) -> list[tuple[Job | None, Settlement]]:
@@ -104,7 +109,7 @@ class Settler:
                 await self._give_back(settlements, delay=self._state.limits.poll_max)
         else:
             self._fruitless = 0
-            self._state.patience.relieved()
+            self._relieved()
             self._tell(settlements, results, time.monotonic() - started)
 
     async def _settle_apart(self, prepared: Sequence[tuple[Job | None, Settlement]], error: Exception) -> None:

@@ -203,6 +203,8 @@ class WorkerState:
     in_flight: InFlight = field(default_factory=InFlight)
     wakes: dict[Lane, asyncio.Event] = field(default_factory=lambda: {lane: asyncio.Event() for lane in Lane})
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    runtime_failing: bool = False
+    """Whether the model refuses whatever it is given."""
     _turn: Collection[Lease] = ()
     """The messages of the suspect whose turn it is, or was last."""
     _freed: asyncio.Event = field(default_factory=asyncio.Event)

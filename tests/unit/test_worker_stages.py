@@ -196,7 +196,7 @@ async def test_poison_fails_alone(bench: Bench) -> None:
     assert (letter["document_id"], letter["reason"], letter["attempts"]) == ("2", "inference_failed", 3)
     assert letter["content_hash"] == md5("poison two")
     assert bench.embedder.runs[0] == ["good one", "poison two", "good three"]
-    assert sorted(bench.embedder.runs[1:]) == [["good one"], ["good three"], *[["poison two"]] * 3]
+    assert sorted(bench.embedder.runs[1:]) == [["good one"], ["good three"], *[["poison two"]] * 3, *[["probe"]] * 3]
     assert [line["attempt"] for line in bench.told.events("deferred")] == [1, 2]
     assert bench.told.documents("deferred") == 2
     assert bench.told.documents("dead_lettered") == 1
@@ -369,6 +369,53 @@ async def test_a_row_that_the_table_refuses_is_blamed_alone(bench: Bench) -> Non
     (letter,) = await rig.dead()
     assert (letter["document_id"], letter["reason"], letter["attempts"]) == ("2", "check_violation", 2)
     assert "two" not in letter["detail"]
+
+
+@pytest.mark.parametrize(
+    ("harm", "mend", "code"),
+    [
+        ("ADD tenant int NOT NULL", "DROP tenant", "not_null_violation"),
+        ("ALTER embedding TYPE vector(3)", "ALTER embedding TYPE vector(16)", "wrong_dimensions"),
+    ],
+)
+async def test_a_table_that_takes_no_vector_is_no_documents_fault(
+    bench: Bench, harm: str, mend: str, code: str
+) -> None:
+    """It would be the dead letter of all: as an outage it is told, and over when an operator has mended it."""
+    rig = bench.rig
+    await rig.connection.execute(f"ALTER TABLE docs_embeddings {harm}")
+    await rig.write(**{f"k{n}": f"text {n}" for n in range(6)})
+    worker = await bench.worker(max_attempts=2)
+    async with running(worker):
+        await eventually(lambda: worker.waiting is not None)
+        await rig.connection.execute(f"ALTER TABLE docs_embeddings {mend}")
+        await eventually(bench.settled)
+        await eventually(lambda: worker.waiting is None)
+    assert {line["code"] for line in bench.told.events("fault")} == {code}
+    assert (bench.told.documents("deferred"), await rig.dead()) == (0, [])
+    assert len(await rig.embedded()) == 6
+
+
+async def test_a_runtime_that_fails_every_run_is_no_documents_fault(bench: Bench) -> None:
+    """Nothing reaches stage 3 meanwhile, but for a blank document: neither is an end of it."""
+    rig = bench.rig
+    bench.embedder.poison("")
+    await rig.write(**{f"k{n}": f"text {n}" for n in range(6)})
+    worker = await bench.worker(max_attempts=2, poll_max=0.2)
+    async with running(worker):
+        await eventually(lambda: bench.told.documents("released") >= 12)
+        await rig.write(k9=" ")
+        await eventually(lambda: bench.told.documents("blank") == 1)
+        released = bench.told.documents("released")
+        await eventually(lambda: bench.told.documents("released") >= released + 12)
+        assert worker.waiting == "planted"
+        assert bench.told.events("recovered") == []
+        bench.embedder.heal()
+        await eventually(bench.settled)
+        await eventually(lambda: worker.waiting is None)
+    assert (bench.told.documents("deferred"), await rig.dead()) == (0, [])
+    assert [line["code"] for line in bench.told.events("fault")] == ["runtime_failed"]
+    assert len(await rig.embedded()) == 6
 
 
 @pytest.mark.parametrize(

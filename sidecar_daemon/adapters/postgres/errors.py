@@ -72,6 +72,7 @@ _OWN_STATE = re.compile(r"SC0\d\d")
 _QUOTING_CLASSES = frozenset({"22", "23", "44", "54", "P0", "38", "39"})
 _LONGEST_MESSAGE = 300
 _CLOSED = re.compile(r"\b(closed|closing|released|terminat|connection (was|is|has been) (lost|closed))", re.IGNORECASE)
+_DIMENSIONS = re.compile(r"expected \d+ dimensions, not \d+")
 _ARGUMENT = re.compile(r"query argument (\$\d+)")
 
 
@@ -126,8 +127,8 @@ def _from_server(error: asyncpg.PostgresError, place: str) -> SidecarError:
     said = str(getattr(error, "message", None) or (error.args[0] if error.args else ""))
     if _OWN_STATE.fullmatch(state):
         return Refused(_REFUSALS[state], one_line(said)) if state in _REFUSALS else Fatal("rejected", one_line(said))
-    if state == "XX000" and "cache lookup failed" in said:
-        return Transient("stale_catalog", one_line(said))
+    if (code := _known_by_its_words(state, said)) is not None:
+        return Transient(code, one_line(said))
     culprit = blame(state)
     if culprit is Blame.MESSAGE:
         return Poison(_condition(error), _without_text(error, state))
@@ -140,6 +141,15 @@ def _from_server(error: asyncpg.PostgresError, place: str) -> SidecarError:
         where = _at(place) if state[:2] in {"08", "28", "3D", "53", "57"} else ""
         return Transient(code, f"{shown}{where}")
     return Fatal(code, f"{shown} (SQLSTATE {state})")
+
+
+def _known_by_its_words(state: str, said: str) -> str | None:
+    """The code of the world's faults that share their state with somebody else's."""
+    if state == "XX000" and "cache lookup failed" in said:
+        return "stale_catalog"
+    if state == "22000" and _DIMENSIONS.fullmatch(said):  # those of the table of vectors: no text's doing
+        return "wrong_dimensions"
+    return None
 
 
 def _from_driver(error: asyncpg.InterfaceError | asyncpg.InternalClientError, place: str, setting: str) -> SidecarError:
