@@ -146,7 +146,7 @@ async def test_a_row_that_cannot_be_rendered_is_passed_over_and_told_by_a_dead_l
 
 async def walk(rig: Rig, rows: int) -> tuple[int, int]:
     """One walk to its end: rows scanned and enqueued."""
-    windows = []
+    windows: list[SweepWindow] = []
     while not windows or windows[-1].state == "walked":
         windows.append(await sweep(rig, rows=rows))
         assert len(windows) < 30
