@@ -190,7 +190,7 @@ async def test_an_error_that_nobody_named_ends_the_process(
 ) -> None:
     """Crash-only: a non-zero status, no document text in the log, and all is well once it is mended."""
     broken = (
-        "CREATE FUNCTION break() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'x' USING ERRCODE = 'XX001'; END $$"
+        "CREATE FUNCTION break() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'x' USING ERRCODE = 'XX000'; END $$"
     )
     await backfill.connection.execute(broken)
     await backfill.connection.execute("CREATE TRIGGER break BEFORE INSERT ON docs_embeddings EXECUTE FUNCTION break()")
