@@ -148,8 +148,9 @@ class Supervisor:
     async def run(self, stop: asyncio.Event) -> None:
         """Staff the pipelines until ``stop`` is set, then drain.
 
+        A pipeline whose model cannot be loaded is refused, at the start as later, and tried again at every look.
+
         Raises:
-            Fatal: at the start, a pipeline's model cannot be loaded.
             Exception: a bug in a stage.
         """
         with self._pulse.watch("supervising", "observing", excused=self._excused) as (supervising, observing):
@@ -218,12 +219,7 @@ class Supervisor:
         beat.turn()  # a call of the database for each pipeline, and each may be slow
         try:
             crew = await self._patience(lambda: self._hire(pipeline, beat))
-        except Refused as error:
-            self._refuse(pipeline.name, str(error))
-            return
-        except Fatal as error:
-            if not self._reconciled:
-                raise
+        except (Refused, Fatal) as error:  # its own misfortune, not its neighbours'; the next look tries again
             self._refuse(pipeline.name, str(error))
             return
         self._refusals.pop(pipeline.name, None)

@@ -206,10 +206,20 @@ async def test_a_registered_model_id_replaces_nobody(bench: Bench) -> None:
     assert office.hired == [NAME]
 
 
-async def test_a_missing_model_at_the_start_is_fatal(bench: Bench) -> None:
+async def test_a_missing_model_at_the_start_is_refused_and_tried_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RECONCILE_SECONDS", 0.05)
     office = Office(bench, refuse=Fatal("model_missing", "run models pull"))
-    with pytest.raises(Fatal, match="run models pull"):
-        await office.supervisor.run(office.stop)
+    async with at_work(office) as task:
+        await eventually(lambda: office.supervisor.not_ready() == ["docs: run models pull"])
+        (staffed,) = office.supervisor.staffed()
+        assert (staffed.state, staffed.reason) == ("refused", "run models pull")
+        assert not task.done()
+        office.refuse = None
+        await office.started()
+        await eventually(lambda: office.supervisor.not_ready() == [])
+    assert len(bench.told.events("pipeline_refused")) == 1
 
 
 async def test_a_missing_model_later_is_said_and_tried_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
