@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 RECONCILE_SECONDS = 2.0
 """How long a change of the pipelines may go unnoticed when its notification is lost."""
 OBSERVE_SECONDS = 5.0
+OBSERVATION = "observation"
+"""The scope of a fault that leaves the gauges as they are."""
 REFUSALS = {"unknown_pipeline": "detached"}
 """What a refusal of the database means for a crew, where its code does not say."""
 
@@ -243,11 +245,22 @@ class Supervisor:
         self._telemetry.pipeline_refused(name, reason)
 
     async def _observe_forever(self, beat: Beat) -> None:
-        """Keep the gauges a few seconds old; the others tell when the database is away."""
+        """Keep the gauges a few seconds old. One look that fails is no news: of an outage the others tell first."""
+        clock = asyncio.get_running_loop().time
+        since: float | None = None
         while True:
             beat.turn()
-            with suppress(Transient):
+            try:
                 self._telemetry.observed(await self._catalog.observe())
+            except Transient as error:
+                if since is None:
+                    since = clock()
+                else:
+                    self._telemetry.fault(OBSERVATION, error, waiting=OBSERVE_SECONDS)
+            else:
+                if since is not None:
+                    self._telemetry.recovered(OBSERVATION, clock() - since)
+                since = None
             await asyncio.sleep(OBSERVE_SECONDS)
 
 

@@ -318,6 +318,34 @@ async def test_an_outage_of_the_catalog_is_a_reason_and_no_end(bench: Bench, mon
         await eventually(lambda: office.supervisor.not_ready() == [])
 
 
+async def test_gauges_that_cannot_be_taken_are_told_once_and_again_when_they_can(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "OBSERVE_SECONDS", 0.02)
+    office = Office(bench)
+    looks: list[None] = []
+
+    class Blind(type(office.supervisor._catalog)):  # type: ignore[misc]  # the real catalog with a switch
+        failures = 1
+
+        async def observe(self) -> Observation:
+            looks.append(None)
+            if len(looks) <= self.failures:
+                raise Transient("permission_denied", "permission denied for function observe")
+            return await super().observe()  # type: ignore[no-any-return]  # a class that is made here
+
+    office.supervisor._catalog = catalog = Blind(bench.rig.database)
+    async with at_work(office):
+        await eventually(lambda: len(looks) > 3)
+        assert bench.told.events("fault") == bench.told.events("recovered") == []
+        catalog.failures = len(looks) + 5
+        await eventually(lambda: bench.told.events("recovered"))
+        assert office.supervisor.not_ready() == []
+    (fault,), (recovered,) = bench.told.events("fault"), bench.told.events("recovered")
+    assert (fault["scope"], fault["code"]) == ("observation", "permission_denied")
+    assert (recovered["scope"], recovered["failed_tries"]) == ("observation", 4)
+
+
 async def test_a_stop_during_a_dismissal_lets_the_crew_drain(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """The watchers are cancelled; the crew that they were dismissing must still settle or release what it holds."""
     bench.embedder.gate.clear()
