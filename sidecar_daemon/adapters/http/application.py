@@ -38,7 +38,7 @@ class HttpState:
     """Everything that the page shows, from memory."""
     version: str = "unknown"
     status_seconds: float = 5.0
-    """How long ``status`` may take before the answer is that the database does not answer."""
+    """How long ``status`` may count before the answer is where to look instead."""
 
 
 class Index(BaseModel):
@@ -115,13 +115,14 @@ class Unavailable(BaseModel):
     reason: str
 
 
+_INSTEAD = "GET /overview has the queues and the coverage from memory, sidecar-daemon status waits for the count"
 _ENDPOINTS = {
     "/": "the status page, for people",
     "/overview": "what the status page shows, from memory",
     "/livez": "200 while the process moves; does not depend on the database",
     "/readyz": "200 while documents can be embedded, else 503 with the reasons",
     "/metrics": "Prometheus' text format",
-    "/status": "every pipeline: queue, documents, coverage",
+    "/status": "every pipeline: queue, documents, coverage, counted now; 503 where that takes long",
     "/endpoints": "this list",
     "/openapi.json": "the same for machines",
 }
@@ -167,7 +168,7 @@ def build_app(state: HttpState) -> FastAPI:
         except SidecarError as error:
             return _answer(503, Unavailable(code=error.code, reason=str(error)))
         except TimeoutError:
-            reason = f"the database did not answer within {state.status_seconds:g} seconds"
+            reason = f"counting every source took longer than {state.status_seconds:g} seconds: {_INSTEAD}"
             return _answer(503, Unavailable(code="timeout", reason=reason))
 
     return app
