@@ -196,7 +196,9 @@ class Supervisor:
 
     async def _reconcile(self, pipelines: list[Pipeline], beat: Beat) -> None:
         """Dismiss who works on what changed; hire for what is not staffed."""
-        known = self._known = {pipeline.name: pipeline for pipeline in pipelines}
+        known = {pipeline.name: pipeline for pipeline in pipelines}
+        gone = self._known.keys() - known.keys() - self._only
+        self._known = known
         wanted = {n: p for n, p in known.items() if p.enabled and (not self._only or n in self._only)}
         self._refusals = {n: reason for n, reason in self._refusals.items() if n in wanted}
         for name in self._only - known.keys():
@@ -213,6 +215,8 @@ class Supervisor:
             why = "detached" if found is None else "changed" if found.enabled else "paused"
             with beat.waiting(partial(_at_work, post)):
                 await self._dismiss([post], why)
+        for name in gone:
+            self._telemetry.pipeline_gone(name)
         for name, pipeline in wanted.items():
             if name not in self._posts:
                 await self._staff(pipeline, beat)

@@ -277,6 +277,18 @@ class Telemetry:
         self._refused[pipeline] = reason
         self._log.error("pipeline_refused", pipeline=pipeline, reason=reason)
 
+    def pipeline_gone(self, pipeline: PipelineName) -> None:
+        """The pipeline was detached: nothing is left to say of it, not even that nobody works on it."""
+        self._forget_model(pipeline)
+        self._refused.pop(pipeline, None)
+        self._outages.pop(pipeline, None)
+        self.recent.circuit(pipeline, "closed")
+        self._metrics.up.remove(pipeline)
+        if self._scope(pipeline) == pipeline:  # else its circuit was counted with others'
+            for state in CIRCUIT_STATES:
+                self._metrics.circuit.remove(pipeline, state)
+            self._scope.forget(pipeline)
+
     def _forget_model(self, pipeline: PipelineName) -> None:
         model_id = self._models.pop(pipeline, None)
         if model_id is not None:

@@ -172,10 +172,21 @@ async def test_a_detached_pipeline_is_left(bench: Bench, keep: str) -> None:
     office = Office(bench)
     async with at_work(office) as task:
         await office.started()
+        bench.told.telemetry.circuit(NAME, "closed")
+        assert {"sidecar_up", "sidecar_circuit_state"} <= series_of(bench, NAME)
         await execute(bench, f"SELECT sidecar.detach('docs', {keep})")
         office.notify("catalog")
         await eventually(lambda: bench.told.events("pipeline_stopped"))
+        await eventually(lambda: not {"sidecar_up", "sidecar_circuit_state"} & series_of(bench, NAME))
         assert not task.done()
+
+
+def series_of(bench: Bench, pipeline: str) -> set[str]:
+    """Names of the metrics that speak of a pipeline."""
+    samples = (sample for family in bench.told.registry.collect() for sample in family.samples)
+    return {
+        sample.name for sample in samples if pipeline in {sample.labels.get("pipeline"), sample.labels.get("scope")}
+    }
 
 
 async def test_a_change_replaces_the_crew(bench: Bench) -> None:
@@ -252,9 +263,11 @@ async def test_a_refusal_is_forgotten_with_its_pipeline(bench: Bench) -> None:
     office = Office(bench, refuse=Refused("model_mismatch", "planted"))
     async with at_work(office):
         await eventually(lambda: office.supervisor.not_ready() == ["docs: planted"])
+        assert "sidecar_up" in series_of(bench, NAME)
         await execute(bench, "SELECT sidecar.detach('docs')")
         office.notify("catalog")
         await eventually(lambda: office.supervisor.not_ready() == [])
+        await eventually(lambda: "sidecar_up" not in series_of(bench, NAME))
 
 
 async def test_only_the_named_pipelines_are_staffed(bench: Bench) -> None:

@@ -267,6 +267,20 @@ def test_a_circuit_does_not_stay_open_after_its_pipeline() -> None:
     assert seen.value("sidecar_circuit_state", scope="docs", state="half_open") == 0
 
 
+def test_pipelines_that_come_and_go_leave_no_series_and_take_no_ones_place() -> None:
+    seen = Seen()
+    for number in range(100):
+        name = PipelineName(f"docs{number}")
+        seen.telemetry.pipeline_started(name, ModelId("tiny@1"))
+        for state in ("open", "closed"):
+            seen.telemetry.circuit(name, state)
+        seen.telemetry.pipeline_stopped(name, "detached")
+        assert seen.value("sidecar_circuit_state", scope=name, state="closed") == 1
+        seen.telemetry.pipeline_gone(name)
+    assert "docs" not in generate_latest(seen.registry).decode()
+    seen.telemetry.pipeline_gone(DOCS)  # nobody ever worked on it
+
+
 def test_a_sweep_is_told_when_it_found_something() -> None:
     seen = Seen()
     quiet = SweepWindow("walked", 100, 0, 0, 0, 0, 0, backfill=False)
