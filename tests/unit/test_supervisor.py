@@ -193,6 +193,8 @@ async def test_a_change_replaces_the_crew(bench: Bench) -> None:
     office = Office(bench, limits={"poll_min": 600.0, "poll_max": 600.0})
     async with at_work(office):
         await office.started()
+        await eventually(lambda: bench.queue.count("lease") == 2 and bench.queue.count("sweep") == 1)
+        await eventually(lambda: bench.queue.under_way == 0)  # else the crew may meet the change before the supervisor
         await execute(bench, "ALTER TABLE docs ADD title text")
         await execute(
             bench,
