@@ -12,7 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, Field
 from starlette.datastructures import MutableHeaders
 
-from sidecar_daemon.adapters.http.overview import Overview
+from sidecar_daemon.adapters.http.overview import Overview, QueueStatus
 from sidecar_daemon.adapters.http.page import load_page
 from sidecar_daemon.domain.errors import SidecarError
 
@@ -67,22 +67,6 @@ class NotReady(BaseModel):
 
     ready: Literal[False] = False
     reasons: list[str] = Field(min_length=1)
-
-
-class LaneStatus(BaseModel):
-    """How full one lane is."""
-
-    depth: int
-    in_flight: int
-    oldest_seconds: float | None
-
-
-class QueueStatus(BaseModel):
-    """How full a pipeline's queues are."""
-
-    live: LaneStatus
-    bulk: LaneStatus
-    dead: int
 
 
 class PipelineStatus(BaseModel):
