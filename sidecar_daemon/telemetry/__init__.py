@@ -19,7 +19,7 @@ from sidecar_daemon.domain.outcomes import Outcome
 from sidecar_daemon.telemetry.logs import configure_logging, safe_message
 from sidecar_daemon.telemetry.metrics import Bounded, Metrics
 from sidecar_daemon.telemetry.recent import Recent
-from sidecar_daemon.telemetry.remedies import remedy
+from sidecar_daemon.telemetry.remedies import poison_remedy, remedy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -196,7 +196,7 @@ class Telemetry:
             key=key,
             reason=reason,
             attempts=attempts,
-            remedy=f"see: sidecar-daemon dead-letters list {pipeline}; mend the cause, then: dead-letters replay",
+            remedy=poison_remedy(reason, pipeline),
         )
 
     # The world

@@ -166,6 +166,15 @@ def test_outages_of_different_scopes_do_not_hide_one_another() -> None:
     assert [(line["scope"], line["level"]) for line in seen.lines()] == [("docs", "warning"), ("titles", "error")]
 
 
+@pytest.mark.parametrize(("reason", "words"), [("too_large", "SIDECAR_MAX_DOCUMENT_BYTES"), ("new", "mend the cause")])
+def test_a_dead_letter_is_told_with_the_remedy_of_its_reason(reason: str, words: str) -> None:
+    seen = Seen()
+    seen.telemetry.dead_lettered(DOCS, DocumentKey("42"), reason, attempts=1)
+    (line,) = seen.lines()
+    assert words in line["remedy"]
+    assert line["remedy"].endswith("again: dead-letters replay docs --all")
+
+
 def test_set_aside_and_put_off_documents() -> None:
     seen = Seen()
     seen.telemetry.deferred(DOCS, DocumentKey("7"), "model_error", attempt=2, delay=3.5)
