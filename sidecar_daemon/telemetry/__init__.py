@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -61,8 +61,10 @@ class BatchSettled:
 
 @dataclass(slots=True)
 class _Outage:
-    codes: list[str]
-    tries: int = 1
+    tries: int = 0
+    codes: list[str] = field(default_factory=list)
+    told: dict[str, str] = field(default_factory=dict)
+    """Causes that this scope told, by code; another scope may have told the same before."""
 
 
 class Telemetry:
@@ -202,22 +204,25 @@ class Telemetry:
     # The world
 
     def fault(self, scope: str, error: SidecarError, *, waiting: float) -> None:
-        """A try failed; the next comes in ``waiting`` seconds. Logged once for each cause of an outage."""
+        """A try failed; the next comes in ``waiting`` seconds.
+
+        Logged once for each cause of an outage: where several scopes meet one cause, by the first of them.
+        """
         self._metrics.faults.labels(self._scope(scope), self._reason(error.code)).inc()
-        outage = self._outages.get(scope)
-        if outage is None:
-            self._outages[scope] = _Outage([error.code])
-        else:
-            outage.tries += 1
-            if error.code in outage.codes:
-                return
+        outage = self._outages.setdefault(scope, _Outage())
+        outage.tries += 1
+        if error.code not in outage.codes:
             outage.codes.append(error.code)
+        cause = str(error)
+        if error.code in outage.told or any(o.told.get(error.code) == cause for o in self._outages.values()):
+            return
+        outage.told[error.code] = cause
         log = self._log.error if isinstance(error, Fatal) else self._log.warning
         log(
             "fault",
             scope=scope,
             code=error.code,
-            cause=str(error),
+            cause=cause,
             retry_in_seconds=round(waiting, 3),
             remedy=remedy(error.code),
         )
@@ -229,9 +234,9 @@ class Telemetry:
         self.recent.circuit(scope, state)
 
     def recovered(self, scope: str, seconds: float) -> None:
-        """What was away is back, after ``seconds``. Silent when nothing was away."""
+        """What was away is back, after ``seconds``. Silent when nothing was away, or another scope told of it."""
         outage = self._outages.pop(scope, None)
-        if outage is None:
+        if outage is None or not outage.told:
             return
         self._log.info(
             "recovered", scope=scope, away_seconds=round(seconds, 3), failed_tries=outage.tries, codes=outage.codes

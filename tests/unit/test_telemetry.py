@@ -166,6 +166,23 @@ def test_outages_of_different_scopes_do_not_hide_one_another() -> None:
     assert [(line["scope"], line["level"]) for line in seen.lines()] == [("docs", "warning"), ("titles", "error")]
 
 
+def test_one_cause_that_several_scopes_meet_is_told_by_the_first_of_them() -> None:
+    seen = Seen()
+    away = Transient("connection_lost", "the server closed the connection")
+    for scope in ("docs", "titles", "database"):
+        for _ in range(2):
+            seen.telemetry.fault(scope, away, waiting=1)
+    assert seen.value("sidecar_faults_total", scope="titles", code="connection_lost") == 2
+    seen.telemetry.recovered("titles", 3)
+    seen.telemetry.recovered("docs", 4)
+    assert [(line["event"], line["scope"]) for line in seen.lines()] == [("fault", "docs"), ("recovered", "docs")]
+    seen.telemetry.fault("database", away, waiting=1)  # which is still away
+    seen.telemetry.recovered("database", 9)
+    told = [(line["event"], line["scope"]) for line in seen.lines()[2:]]
+    assert told == [("fault", "database"), ("recovered", "database")]
+    assert seen.lines()[3]["failed_tries"] == 3
+
+
 @pytest.mark.parametrize(("reason", "words"), [("too_large", "SIDECAR_MAX_DOCUMENT_BYTES"), ("new", "mend the cause")])
 def test_a_dead_letter_is_told_with_the_remedy_of_its_reason(reason: str, words: str) -> None:
     seen = Seen()
