@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 RECONCILE_SECONDS = 2.0
 """How long a change of the pipelines may go unnoticed when its notification is lost."""
 OBSERVE_SECONDS = 5.0
+OBSERVATION = "observation"
+"""The scope of a fault that leaves the gauges as they are."""
 REFUSALS = {"unknown_pipeline": "detached"}
 """What a refusal of the database means for a crew, where its code does not say."""
 
@@ -148,8 +150,9 @@ class Supervisor:
     async def run(self, stop: asyncio.Event) -> None:
         """Staff the pipelines until ``stop`` is set, then drain.
 
+        A pipeline whose model cannot be loaded is refused, at the start as later, and tried again at every look.
+
         Raises:
-            Fatal: at the start, a pipeline's model cannot be loaded.
             Exception: a bug in a stage.
         """
         with self._pulse.watch("supervising", "observing", excused=self._excused) as (supervising, observing):
@@ -193,7 +196,9 @@ class Supervisor:
 
     async def _reconcile(self, pipelines: list[Pipeline], beat: Beat) -> None:
         """Dismiss who works on what changed; hire for what is not staffed."""
-        known = self._known = {pipeline.name: pipeline for pipeline in pipelines}
+        known = {pipeline.name: pipeline for pipeline in pipelines}
+        gone = self._known.keys() - known.keys() - self._only
+        self._known = known
         wanted = {n: p for n, p in known.items() if p.enabled and (not self._only or n in self._only)}
         self._refusals = {n: reason for n, reason in self._refusals.items() if n in wanted}
         for name in self._only - known.keys():
@@ -210,6 +215,8 @@ class Supervisor:
             why = "detached" if found is None else "changed" if found.enabled else "paused"
             with beat.waiting(partial(_at_work, post)):
                 await self._dismiss([post], why)
+        for name in gone:
+            self._telemetry.pipeline_gone(name)
         for name, pipeline in wanted.items():
             if name not in self._posts:
                 await self._staff(pipeline, beat)
@@ -218,12 +225,7 @@ class Supervisor:
         beat.turn()  # a call of the database for each pipeline, and each may be slow
         try:
             crew = await self._patience(lambda: self._hire(pipeline, beat))
-        except Refused as error:
-            self._refuse(pipeline.name, str(error))
-            return
-        except Fatal as error:
-            if not self._reconciled:
-                raise
+        except (Refused, Fatal) as error:  # its own misfortune, not its neighbours'; the next look tries again
             self._refuse(pipeline.name, str(error))
             return
         self._refusals.pop(pipeline.name, None)
@@ -247,11 +249,22 @@ class Supervisor:
         self._telemetry.pipeline_refused(name, reason)
 
     async def _observe_forever(self, beat: Beat) -> None:
-        """Keep the gauges a few seconds old; the others tell when the database is away."""
+        """Keep the gauges a few seconds old. One look that fails is no news: of an outage the others tell first."""
+        clock = asyncio.get_running_loop().time
+        since: float | None = None
         while True:
             beat.turn()
-            with suppress(Transient):
+            try:
                 self._telemetry.observed(await self._catalog.observe())
+            except Transient as error:
+                if since is None:
+                    since = clock()
+                else:
+                    self._telemetry.fault(OBSERVATION, error, waiting=OBSERVE_SECONDS)
+            else:
+                if since is not None:
+                    self._telemetry.recovered(OBSERVATION, clock() - since)
+                since = None
             await asyncio.sleep(OBSERVE_SECONDS)
 
 

@@ -115,7 +115,7 @@ class Hiring:
             manifest = find_manifest(self._manifests, model)
             settings = self._settings.model
             loading = asyncio.create_task(asyncio.to_thread(self._parts.load_embedder, manifest, settings))
-            with beat.waiting(lambda: not loading.done()):
+            with beat.computing(loading.done):
                 self._embedders[model] = await loading
         return self._embedders[model]
 

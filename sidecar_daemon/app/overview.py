@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sidecar_daemon.adapters.http.overview import (
+    LaneStatus,
     Overview,
     OverviewDeadLetter,
     OverviewFreshness,
     OverviewHistory,
-    OverviewLane,
     OverviewPipeline,
-    OverviewQueue,
     OverviewSeries,
     OverviewSweep,
+    QueueStatus,
 )
 from sidecar_daemon.domain.errors import SidecarError
 from sidecar_daemon.telemetry.recent import STEP_SECONDS
@@ -37,8 +37,8 @@ OLD_SECONDS = 15.0
 """A list that nobody looked at for this long is worth ``PATIENT_SECONDS`` of waiting for a newer one."""
 PATIENT_SECONDS = 0.5
 
-_EMPTY = OverviewLane(depth=0, in_flight=0, oldest_seconds=None)
-_UNSEEN = OverviewQueue(live=_EMPTY, bulk=_EMPTY, dead=0)
+_EMPTY = LaneStatus(depth=0, in_flight=0, oldest_seconds=None)
+_UNSEEN = QueueStatus(live=_EMPTY, bulk=_EMPTY, dead=0)
 _UNSWEPT = OverviewSweep(walking=False, scanned=0, age_seconds=None)
 
 
@@ -187,13 +187,13 @@ class Overviews:
         )
 
 
-def _queue(seen: PipelineObservation) -> OverviewQueue:
-    return OverviewQueue(live=_lane(seen.live), bulk=_lane(seen.bulk), dead=seen.dead)
+def _queue(seen: PipelineObservation) -> QueueStatus:
+    return QueueStatus(live=_lane(seen.live), bulk=_lane(seen.bulk), dead=seen.dead)
 
 
 def _sweep(seen: PipelineObservation) -> OverviewSweep:
     return OverviewSweep(walking=seen.walking, scanned=seen.scanned, age_seconds=seen.sweep_age_seconds)
 
 
-def _lane(lane: LaneDepth) -> OverviewLane:
-    return OverviewLane(depth=lane.depth, in_flight=lane.in_flight, oldest_seconds=lane.oldest_seconds)
+def _lane(lane: LaneDepth) -> LaneStatus:
+    return LaneStatus(depth=lane.depth, in_flight=lane.in_flight, oldest_seconds=lane.oldest_seconds)

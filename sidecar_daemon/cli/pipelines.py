@@ -26,10 +26,10 @@ _ATTACH = (
     'sidecar-daemon attach \'public."My Docs"\' "Body" --key "Doc Id" --name docs · sidecar-daemon attach --create'
 )
 _STATUS_COLUMNS = (
-    *("pipeline", "source", "model", "state", "#live", "#bulk", "#oldest", "#dead"),
+    *("pipeline", "source", "model", "state", "#live", "#live age", "#bulk", "#bulk age", "#dead"),
     *("#documents", "#embedded", "#stale", "#missing", "#coverage"),
 )
-_STATUS_SHED = ("model", "source", "#embedded", "#stale", "#missing", "#documents", "#oldest")
+_STATUS_SHED = ("model", "source", "#embedded", "#stale", "#missing", "#documents", "#bulk age", "#live age")
 
 
 def register(app: typer.Typer) -> None:
@@ -150,8 +150,9 @@ def status(*, as_json: JsonFlag = False) -> None:
                 each.model,
                 "on" if each.enabled else "paused",
                 each.live.depth,
+                span(each.live.oldest_seconds),
                 each.bulk.depth,
-                span(max(each.live.oldest_seconds, each.bulk.oldest_seconds)),
+                span(each.bulk.oldest_seconds),
                 each.dead,
                 each.documents,
                 each.embedded,

@@ -1,7 +1,8 @@
 """Whether the daemon moves: each loop records its turns; one that stands still without excuse is stuck. Pure.
 
 A wait is an excuse only while what it waits for has not come: a run of the model that is not done, a queue that is
-empty, a moment that has not passed. A loop that sleeps on behind its work has none.
+empty, a moment that has not passed. A loop that sleeps on behind its work has none. What a thread of ours computes is
+an excuse for so long and no longer: its run may hang as well as be slow.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
 
 STILL_SECONDS = 180.0
 """Longer than a call of the database lasts at most, its timeouts and retries added up: no call is taken for a hang."""
+COMPUTING_SECONDS = 900.0
+"""A run of the model is cut to about a quarter of a second, and loading one takes seconds: what takes thousands of
+times as long, beyond any swapping machine, hangs."""
 GLANCE = 0.1
 """A gap between two looks counts for this share of it at most. Whoever looks stands still with the loops: a longer gap
 is a process that was frozen, with its container or with its machine, and says nothing about any of them."""
@@ -47,6 +51,13 @@ class Beat:
         finally:
             self._excuse = _never
             self.turn()
+
+    @contextmanager
+    def computing(self, done: Callable[[], bool]) -> Iterator[None]:
+        """Stand still until a thread is ``done``, for ``COMPUTING_SECONDS`` at most; its end is a turn."""
+        latest = self._clock() + COMPUTING_SECONDS
+        with self.waiting(lambda: not done() and self._clock() < latest):
+            yield
 
     @contextmanager
     def asleep(self, seconds: float) -> Iterator[None]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from sidecar_daemon.domain.outcomes import Outcome
 from sidecar_daemon.telemetry.logs import configure_logging, safe_message
 from sidecar_daemon.telemetry.metrics import Bounded, Metrics
 from sidecar_daemon.telemetry.recent import Recent
-from sidecar_daemon.telemetry.remedies import remedy
+from sidecar_daemon.telemetry.remedies import poison_remedy, remedy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -61,8 +61,10 @@ class BatchSettled:
 
 @dataclass(slots=True)
 class _Outage:
-    codes: list[str]
-    tries: int = 1
+    tries: int = 0
+    codes: list[str] = field(default_factory=list)
+    told: dict[str, str] = field(default_factory=dict)
+    """Causes that this scope told, by code; another scope may have told the same before."""
 
 
 class Telemetry:
@@ -196,28 +198,31 @@ class Telemetry:
             key=key,
             reason=reason,
             attempts=attempts,
-            remedy=f"see: sidecar-daemon dead-letters list {pipeline}; mend the cause, then: dead-letters replay",
+            remedy=poison_remedy(reason, pipeline),
         )
 
     # The world
 
     def fault(self, scope: str, error: SidecarError, *, waiting: float) -> None:
-        """A try failed; the next comes in ``waiting`` seconds. Logged once for each cause of an outage."""
+        """A try failed; the next comes in ``waiting`` seconds.
+
+        Logged once for each cause of an outage: where several scopes meet one cause, by the first of them.
+        """
         self._metrics.faults.labels(self._scope(scope), self._reason(error.code)).inc()
-        outage = self._outages.get(scope)
-        if outage is None:
-            self._outages[scope] = _Outage([error.code])
-        else:
-            outage.tries += 1
-            if error.code in outage.codes:
-                return
+        outage = self._outages.setdefault(scope, _Outage())
+        outage.tries += 1
+        if error.code not in outage.codes:
             outage.codes.append(error.code)
+        cause = str(error)
+        if error.code in outage.told or any(o.told.get(error.code) == cause for o in self._outages.values()):
+            return
+        outage.told[error.code] = cause
         log = self._log.error if isinstance(error, Fatal) else self._log.warning
         log(
             "fault",
             scope=scope,
             code=error.code,
-            cause=str(error),
+            cause=cause,
             retry_in_seconds=round(waiting, 3),
             remedy=remedy(error.code),
         )
@@ -229,9 +234,9 @@ class Telemetry:
         self.recent.circuit(scope, state)
 
     def recovered(self, scope: str, seconds: float) -> None:
-        """What was away is back, after ``seconds``. Silent when nothing was away."""
+        """What was away is back, after ``seconds``. Silent when nothing was away, or another scope told of it."""
         outage = self._outages.pop(scope, None)
-        if outage is None:
+        if outage is None or not outage.told:
             return
         self._log.info(
             "recovered", scope=scope, away_seconds=round(seconds, 3), failed_tries=outage.tries, codes=outage.codes
@@ -276,6 +281,18 @@ class Telemetry:
             return
         self._refused[pipeline] = reason
         self._log.error("pipeline_refused", pipeline=pipeline, reason=reason)
+
+    def pipeline_gone(self, pipeline: PipelineName) -> None:
+        """The pipeline was detached: nothing is left to say of it, not even that nobody works on it."""
+        self._forget_model(pipeline)
+        self._refused.pop(pipeline, None)
+        self._outages.pop(pipeline, None)
+        self.recent.circuit(pipeline, "closed")
+        self._metrics.up.remove(pipeline)
+        if self._scope(pipeline) == pipeline:  # else its circuit was counted with others'
+            for state in CIRCUIT_STATES:
+                self._metrics.circuit.remove(pipeline, state)
+            self._scope.forget(pipeline)
 
     def _forget_model(self, pipeline: PipelineName) -> None:
         model_id = self._models.pop(pipeline, None)

@@ -44,6 +44,10 @@ class Bounded:
         self.seen.add(label)
         return label
 
+    def forget(self, label: str) -> None:
+        """Make room for another."""
+        self.seen.discard(label)
+
 
 class Metrics:
     """Every metric, by Prometheus' naming conventions, on the registry that was handed in."""

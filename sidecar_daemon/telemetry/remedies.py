@@ -1,4 +1,4 @@
-"""What an operator can do about each of the world's faults: one line a code, for the log."""
+"""What an operator can do about each of the world's faults, and each document's: one line a code, for the log."""
 
 from __future__ import annotations
 
@@ -42,7 +42,30 @@ REMEDIES = {
 }
 """By the code of the fault."""
 
+_REFUSED = "correct the text, or change what refuses it on the table of vectors"
+POISON_REMEDIES = {
+    "attempts_exhausted": "look for a process that was killed for memory, or shorten the text",
+    "bad_vector": "change the text: this model makes no vector of it",
+    "check_violation": _REFUSED,
+    "exclusion_violation": _REFUSED,
+    "inference_failed": "sidecar-daemon models verify; if all is well, change the text",
+    "malformed": "mend whoever sends such messages: the triggers do not",
+    "not_null_violation": _REFUSED,
+    "not_unicode": "correct the text: it is not valid UTF-8",
+    "program_limit_exceeded": "shorten the text: the server has no room for it in a column or an index",
+    "raise": _REFUSED,
+    "too_large": "shorten the text, or raise SIDECAR_MAX_DOCUMENT_BYTES and restart the daemon",
+    "unique_violation": _REFUSED,
+}
+"""By the reason of the dead letter."""
+
 
 def remedy(code: str) -> str:
     """What to do about a fault; for an unknown one, where to look."""
     return REMEDIES.get(code, "sidecar-daemon doctor looks at everything that the daemon stands on")
+
+
+def poison_remedy(reason: str, pipeline: str) -> str:
+    """What to do about a dead letter, where its details are, and how to have it tried again."""
+    mend = POISON_REMEDIES.get(reason, "mend the cause")
+    return f"{mend}; details: sidecar-daemon dead-letters list {pipeline}; again: dead-letters replay {pipeline} --all"

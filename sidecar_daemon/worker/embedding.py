@@ -102,7 +102,7 @@ class EmbeddingLoop:
         state = self._state
         ids = [window.tokens.ids for window in batch.windows]
         run = asyncio.get_running_loop().run_in_executor(state.executor, _timed, state.embedder, ids)
-        with self._beat.waiting(lambda: not run.done()):
+        with self._beat.computing(run.done):
             vectors, seconds = await run
         state.budget.learn(batch.padded_tokens, seconds)
         state.telemetry.batch_embedded(

@@ -239,7 +239,7 @@ class Leaser:
             return
         started = time.monotonic()
         tokenizing = asyncio.create_task(asyncio.to_thread(lambda: [self._tokenize(document) for document in new]))
-        with self._beat.waiting(lambda: not tokenizing.done()):
+        with self._beat.computing(tokenizing.done):
             tokenized = await tokenizing
         seconds = (time.monotonic() - started) / len(new)
         for document, parts in zip(new, tokenized, strict=True):

@@ -120,6 +120,19 @@ async def test_status_has_the_documented_shape(notes: str) -> None:
     assert "public.notes" in table.out
 
 
+async def test_status_shows_how_long_each_lane_has_waited(notes: str) -> None:
+    """An edit that waits for an hour must not hide behind a backfill that may."""
+    admin(
+        notes,
+        "UPDATE notes SET body = body || ' edited'",
+        "UPDATE pgmq.q_notes SET enqueued_at = enqueued_at - interval '59 minutes'",
+    )
+    heads, row, *_ = (await called("status", database_url=notes)).out.splitlines()
+    ends = {head: heads.index(head) + len(head) for head in ("live", "live age", "bulk", "bulk age", "dead")}
+    cells = {head: row[:end].rpartition("  ")[2].strip() for head, end in ends.items()}
+    assert cells == {"live": "3", "live age": "59 min", "bulk": "0", "bulk age": "0 ms", "dead": "0"}
+
+
 @pytest.mark.parametrize(("columns", "shed"), [(130, []), (80, ["source", "model"]), (50, ["documents", "stale"])])
 async def test_status_on_a_narrow_terminal_does_without_columns(notes: str, columns: int, shed: list[str]) -> None:
     async with terminal("status", settings={"DATABASE_URL": notes}, columns=columns) as screen:

@@ -132,8 +132,8 @@ async def test_a_server_that_crashes_in_a_backfill_is_waited_for(server: Embedde
         assert daemon.process is not None
         assert daemon.process.returncode is None
         told = [e for e in daemon.events if e["event"] in {"fault", "recovered"}]
-        assert len([e for e in told if e["event"] == "recovered" and e["scope"] == "docs"]) >= 1
-        assert len(told) <= 12, "an outage is told once a scope and cause, not once a try"
+        assert [e for e in told if e["event"] == "recovered"]
+        assert len(told) <= 12, "an outage is told once a cause, not once a try"
         assert await daemon.terminate() == 0
 
 

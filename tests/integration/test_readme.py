@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 import pytest
 
-from sidecar_daemon.settings import _Environment
+from sidecar_daemon.settings.environment import Environment
 from tests.conftest import ROOT
 from tests.daemon import free_port
 from tests.waiting import eventually
@@ -97,7 +97,7 @@ def test_the_table_of_settings_is_the_program() -> None:
     rows = re.findall(r"^\| `([A-Z_]+)` \| (.*?) \| (.*?) \| (.+?) \|$", README, re.MULTILINE)
     documented = {name: (default, allowed) for name, default, allowed, _ in rows}
     declared = {}
-    for name, field in _Environment.model_fields.items():
+    for name, field in Environment.model_fields.items():
         if field.validation_alias is None:
             default = "" if field.default_factory or field.default in (None, ()) else field.default
             shown = f"{default:g}" if isinstance(default, float) else str(getattr(default, "value", default))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from sidecar_daemon.settings import _Environment
+from sidecar_daemon.settings.environment import Environment
 from tests.conftest import ROOT
 from tests.dockerfile import Stage, read
 from tests.monitoring import DEPLOY, SCRAPE
@@ -64,7 +64,7 @@ def test_the_image_runs_as_nobody_special_and_says_how_it_is() -> None:
     assert "/livez" in command, "the database's outage is no reason to restart"
     said = {word.partition("=")[0] for word in options.split()}
     assert said == {"--interval", "--timeout", "--start-period", "--retries"}
-    port = str(_Environment.model_fields["http_port"].default)
+    port = str(Environment.model_fields["http_port"].default)
     assert stage.only("EXPOSE").value == stage.only("ENV").assignments["SIDECAR_HTTP_PORT"] == port
 
 
@@ -77,7 +77,7 @@ def test_the_image_carries_no_secret_and_nothing_to_build_with() -> None:
     assert [variable for variable in variables if SECRET.search(variable)] == []
     copied = [each.value.split() for each in final().all("COPY")]
     assert all(words[0].startswith("--from=") for words in copied), "what the image holds comes out of earlier stages"
-    settings = {f"SIDECAR_{name.upper()}" for name in _Environment.model_fields}
+    settings = {f"SIDECAR_{name.upper()}" for name in Environment.model_fields}
     set_here = {name for name in final().only("ENV").assignments if name.startswith("SIDECAR_")}
     assert set_here
     assert set_here <= settings
@@ -110,7 +110,7 @@ def test_compose_waits_for_what_is_healthy_and_watches_everything_that_stays() -
         assert services[name]["healthcheck"]["test"][0] == "CMD", name
     assert "healthcheck" not in services["daemon"], "the image has one"
     grace = int(services["daemon"]["stop_grace_period"].removesuffix("s"))
-    assert grace > _Environment.model_fields["drain_seconds"].default
+    assert grace > Environment.model_fields["drain_seconds"].default
 
 
 def test_compose_takes_secrets_from_files_and_confines_what_it_runs() -> None:
@@ -145,7 +145,7 @@ def test_compose_names_what_is_there() -> None:
     (job,) = yaml.safe_load(SCRAPE.read_text())["scrape_configs"]
     (discovery,) = job["dns_sd_configs"]
     assert set(discovery["names"]) <= found["services"].keys()
-    assert discovery["port"] == _Environment.model_fields["http_port"].default
+    assert discovery["port"] == Environment.model_fields["http_port"].default
     configuration = next(word for word in found["services"]["prometheus"]["command"] if "--config.file" in word)
     mounted = dict(volume.split(":")[:2][::-1] for volume in found["services"]["prometheus"]["volumes"])
     folder, _, file = configuration.partition("=")[2].rpartition("/")

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from sidecar_daemon.adapters.http.application import _ENDPOINTS
-from sidecar_daemon.settings import _Environment
+from sidecar_daemon.settings.environment import Environment
 from tests.monitoring import DEPLOY, metric_names
 
 FOLDER = DEPLOY / "kubernetes"
@@ -95,7 +95,7 @@ def test_every_container_is_confined() -> None:
 def test_the_probes_ask_what_the_daemon_answers_and_the_database_restarts_no_pod() -> None:
     container = daemon()
     (port,) = container["ports"]
-    assert port == {"name": "http", "containerPort": _Environment.model_fields["http_port"].default}
+    assert port == {"name": "http", "containerPort": Environment.model_fields["http_port"].default}
     asked = {kind: container[f"{kind}Probe"]["httpGet"] for kind in ("startup", "liveness", "readiness")}
     assert {kind: probe["path"] for kind, probe in asked.items()} == {
         "startup": "/livez",
@@ -104,11 +104,11 @@ def test_the_probes_ask_what_the_daemon_answers_and_the_database_restarts_no_pod
     }
     assert {probe["path"] for probe in asked.values()} <= _ENDPOINTS.keys()
     assert {probe["port"] for probe in asked.values()} == {"http"}
-    assert pod()["terminationGracePeriodSeconds"] > _Environment.model_fields["drain_seconds"].default
+    assert pod()["terminationGracePeriodSeconds"] > Environment.model_fields["drain_seconds"].default
 
 
 def test_the_database_url_comes_from_a_mounted_secret_and_every_variable_is_a_setting() -> None:
-    known = {f"SIDECAR_{name.upper()}" for name in _Environment.model_fields} | {"SIDECAR_DATABASE_URL_FILE"}
+    known = {f"SIDECAR_{name.upper()}" for name in Environment.model_fields} | {"SIDECAR_DATABASE_URL_FILE"}
     secret = next(volume for volume in pod()["volumes"] if "secret" in volume)
     for container in (*pod()["containers"], *pod()["initContainers"]):
         variables = {entry["name"]: entry["value"] for entry in container["env"]}

@@ -84,6 +84,12 @@ def test_an_alert_says_how_bad_it_is_what_it_means_and_which_command_of_ours_hel
     assert ("dead-letters", "list") in known
 
 
+def test_what_is_urgent_names_no_command_that_first_reads_every_source() -> None:
+    urgent = [alert for alert in ALERTS if alert.severity == "critical" or "Burn" in alert.name]
+    assert [alert.name for alert in urgent if "sidecar-daemon status" in alert.annotations["runbook"]] == []
+    assert any("`sidecar-daemon top --once`" in alert.annotations["runbook"] for alert in urgent)
+
+
 @pytest.mark.parametrize("alert", ALERTS, ids=lambda rule: rule.name)
 def test_an_alert_is_tested_to_fire_and_to_stay_quiet(alert: Rule) -> None:
     cases = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from sidecar_daemon.domain.errors import Transient
 from sidecar_daemon.domain.messages import Lane
-from sidecar_daemon.domain.pulse import GLANCE, Pulse
+from sidecar_daemon.domain.pulse import COMPUTING_SECONDS, GLANCE, Pulse
 from tests.rig import running
 from tests.unit.test_supervisor import Office, at_work
 from tests.unit.test_sweeper import build, sweeping
@@ -135,6 +136,22 @@ def test_a_sleep_is_an_excuse_until_its_end() -> None:
         assert pulse.stuck() == "loop has not moved for 11 s"
 
 
+def test_a_thread_that_computes_is_an_excuse_for_a_quarter_of_an_hour() -> None:
+    clock, done = Clock(), [False]
+    pulse = Pulse(clock, STILL)
+    with pulse.watch("loop") as (loop,):
+        with loop.computing(lambda: done[0]):
+            clock.pass_under(pulse, COMPUTING_SECONDS + STILL - 1)
+            assert pulse.stuck() is None
+            clock.pass_under(pulse, 1)
+            assert pulse.stuck() == "loop has not moved for 11 s"
+        with loop.computing(lambda: done[0]):
+            done[0] = True
+            clock.pass_under(pulse, STILL + 1)
+            assert pulse.stuck() == "loop has not moved for 11 s"
+        assert pulse.stuck() is None
+
+
 def test_an_excuse_for_all_of_a_group_ends_with_its_cause() -> None:
     clock, away = Clock(), [True]
     pulse = Pulse(clock, STILL)
@@ -198,6 +215,30 @@ async def test_a_slow_model_is_no_hang_nor_is_a_leaser_that_waits_for_room(judge
         await eventually(lambda: bench.queue.count("read") > 0 and bench.queue.under_way == 0)
         await judged.alive_later()
         bench.embedder.gate.set()
+
+
+@pytest.mark.parametrize(("call", "loop"), [("embed", "embedding 1"), ("tokenize", "leasing live")])
+async def test_a_model_that_never_ends_is_named(
+    judged: Judged, monkeypatch: pytest.MonkeyPatch, call: str, loop: str
+) -> None:
+    bench, gate, entered = judged.bench, threading.Event(), threading.Event()
+    real = getattr(bench.embedder, call)
+
+    def hanging(argument: object) -> object:
+        entered.set()
+        gate.wait(60)
+        return real(argument)
+
+    monkeypatch.setattr(bench.embedder, call, hanging)
+    await bench.rig.write(k1="text")
+    async with judged.at_work(threads=1):
+        await eventually(entered.is_set)
+        await eventually(lambda: bench.queue.under_way == 0)
+        await judged.alive_later()
+        judged.clock.pass_under(judged.pulse, COMPUTING_SECONDS)
+        assert (judged.pulse.stuck() or "").startswith(f"docs: {loop} has not moved")
+        gate.set()
+        await eventually(bench.settled)
 
 
 async def test_a_suspect_that_waits_for_its_turn_is_no_hang(judged: Judged) -> None:

@@ -257,7 +257,7 @@ def test_folders_stand_in_the_package_or_at_the_top_of_the_checkout(
 ) -> None:
     package = tmp_path / "somewhere" / "sidecar_daemon"
     package.mkdir(parents=True)
-    monkeypatch.setattr("sidecar_daemon.settings.__file__", str(package / "settings.py"))
+    monkeypatch.setattr("sidecar_daemon.settings.__file__", str(package / "settings" / "__init__.py"))
     with pytest.raises(Fatal, match="the folder 'sql' is missing"):
         installed_folder("sql")
     (package.parent / "sql").mkdir()

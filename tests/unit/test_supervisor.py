@@ -172,16 +172,29 @@ async def test_a_detached_pipeline_is_left(bench: Bench, keep: str) -> None:
     office = Office(bench)
     async with at_work(office) as task:
         await office.started()
+        bench.told.telemetry.circuit(NAME, "closed")
+        assert {"sidecar_up", "sidecar_circuit_state"} <= series_of(bench, NAME)
         await execute(bench, f"SELECT sidecar.detach('docs', {keep})")
         office.notify("catalog")
         await eventually(lambda: bench.told.events("pipeline_stopped"))
+        await eventually(lambda: not {"sidecar_up", "sidecar_circuit_state"} & series_of(bench, NAME))
         assert not task.done()
+
+
+def series_of(bench: Bench, pipeline: str) -> set[str]:
+    """Names of the metrics that speak of a pipeline."""
+    samples = (sample for family in bench.told.registry.collect() for sample in family.samples)
+    return {
+        sample.name for sample in samples if pipeline in {sample.labels.get("pipeline"), sample.labels.get("scope")}
+    }
 
 
 async def test_a_change_replaces_the_crew(bench: Bench) -> None:
     office = Office(bench, limits={"poll_min": 600.0, "poll_max": 600.0})
     async with at_work(office):
         await office.started()
+        await eventually(lambda: bench.queue.count("lease") == 2 and bench.queue.count("sweep") == 1)
+        await eventually(lambda: bench.queue.under_way == 0)  # else the crew may meet the change before the supervisor
         await execute(bench, "ALTER TABLE docs ADD title text")
         await execute(
             bench,
@@ -206,10 +219,20 @@ async def test_a_registered_model_id_replaces_nobody(bench: Bench) -> None:
     assert office.hired == [NAME]
 
 
-async def test_a_missing_model_at_the_start_is_fatal(bench: Bench) -> None:
+async def test_a_missing_model_at_the_start_is_refused_and_tried_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RECONCILE_SECONDS", 0.05)
     office = Office(bench, refuse=Fatal("model_missing", "run models pull"))
-    with pytest.raises(Fatal, match="run models pull"):
-        await office.supervisor.run(office.stop)
+    async with at_work(office) as task:
+        await eventually(lambda: office.supervisor.not_ready() == ["docs: run models pull"])
+        (staffed,) = office.supervisor.staffed()
+        assert (staffed.state, staffed.reason) == ("refused", "run models pull")
+        assert not task.done()
+        office.refuse = None
+        await office.started()
+        await eventually(lambda: office.supervisor.not_ready() == [])
+    assert len(bench.told.events("pipeline_refused")) == 1
 
 
 async def test_a_missing_model_later_is_said_and_tried_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,9 +265,11 @@ async def test_a_refusal_is_forgotten_with_its_pipeline(bench: Bench) -> None:
     office = Office(bench, refuse=Refused("model_mismatch", "planted"))
     async with at_work(office):
         await eventually(lambda: office.supervisor.not_ready() == ["docs: planted"])
+        assert "sidecar_up" in series_of(bench, NAME)
         await execute(bench, "SELECT sidecar.detach('docs')")
         office.notify("catalog")
         await eventually(lambda: office.supervisor.not_ready() == [])
+        await eventually(lambda: "sidecar_up" not in series_of(bench, NAME))
 
 
 async def test_only_the_named_pipelines_are_staffed(bench: Bench) -> None:
@@ -306,6 +331,34 @@ async def test_an_outage_of_the_catalog_is_a_reason_and_no_end(bench: Bench, mon
         await eventually(lambda: office.supervisor.not_ready() == ["docs: the database is away"])
         bench.queue.mend()
         await eventually(lambda: office.supervisor.not_ready() == [])
+
+
+async def test_gauges_that_cannot_be_taken_are_told_once_and_again_when_they_can(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "OBSERVE_SECONDS", 0.02)
+    office = Office(bench)
+    looks: list[None] = []
+
+    class Blind(type(office.supervisor._catalog)):  # type: ignore[misc]  # the real catalog with a switch
+        failures = 1
+
+        async def observe(self) -> Observation:
+            looks.append(None)
+            if len(looks) <= self.failures:
+                raise Transient("permission_denied", "permission denied for function observe")
+            return await super().observe()  # type: ignore[no-any-return]  # a class that is made here
+
+    office.supervisor._catalog = catalog = Blind(bench.rig.database)
+    async with at_work(office):
+        await eventually(lambda: len(looks) > 3)
+        assert bench.told.events("fault") == bench.told.events("recovered") == []
+        catalog.failures = len(looks) + 5
+        await eventually(lambda: bench.told.events("recovered"))
+        assert office.supervisor.not_ready() == []
+    (fault,), (recovered,) = bench.told.events("fault"), bench.told.events("recovered")
+    assert (fault["scope"], fault["code"]) == ("observation", "permission_denied")
+    assert (recovered["scope"], recovered["failed_tries"]) == ("observation", 4)
 
 
 async def test_a_stop_during_a_dismissal_lets_the_crew_drain(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -166,6 +166,32 @@ def test_outages_of_different_scopes_do_not_hide_one_another() -> None:
     assert [(line["scope"], line["level"]) for line in seen.lines()] == [("docs", "warning"), ("titles", "error")]
 
 
+def test_one_cause_that_several_scopes_meet_is_told_by_the_first_of_them() -> None:
+    seen = Seen()
+    away = Transient("connection_lost", "the server closed the connection")
+    for scope in ("docs", "titles", "database"):
+        for _ in range(2):
+            seen.telemetry.fault(scope, away, waiting=1)
+    assert seen.value("sidecar_faults_total", scope="titles", code="connection_lost") == 2
+    seen.telemetry.recovered("titles", 3)
+    seen.telemetry.recovered("docs", 4)
+    assert [(line["event"], line["scope"]) for line in seen.lines()] == [("fault", "docs"), ("recovered", "docs")]
+    seen.telemetry.fault("database", away, waiting=1)  # which is still away
+    seen.telemetry.recovered("database", 9)
+    told = [(line["event"], line["scope"]) for line in seen.lines()[2:]]
+    assert told == [("fault", "database"), ("recovered", "database")]
+    assert seen.lines()[3]["failed_tries"] == 3
+
+
+@pytest.mark.parametrize(("reason", "words"), [("too_large", "SIDECAR_MAX_DOCUMENT_BYTES"), ("new", "mend the cause")])
+def test_a_dead_letter_is_told_with_the_remedy_of_its_reason(reason: str, words: str) -> None:
+    seen = Seen()
+    seen.telemetry.dead_lettered(DOCS, DocumentKey("42"), reason, attempts=1)
+    (line,) = seen.lines()
+    assert words in line["remedy"]
+    assert line["remedy"].endswith("again: dead-letters replay docs --all")
+
+
 def test_set_aside_and_put_off_documents() -> None:
     seen = Seen()
     seen.telemetry.deferred(DOCS, DocumentKey("7"), "model_error", attempt=2, delay=3.5)
@@ -265,6 +291,20 @@ def test_a_circuit_does_not_stay_open_after_its_pipeline() -> None:
     seen.telemetry.pipeline_stopped(DOCS, "paused")
     assert seen.value("sidecar_circuit_state", scope="docs", state="closed") == 1
     assert seen.value("sidecar_circuit_state", scope="docs", state="half_open") == 0
+
+
+def test_pipelines_that_come_and_go_leave_no_series_and_take_no_ones_place() -> None:
+    seen = Seen()
+    for number in range(100):
+        name = PipelineName(f"docs{number}")
+        seen.telemetry.pipeline_started(name, ModelId("tiny@1"))
+        for state in ("open", "closed"):
+            seen.telemetry.circuit(name, state)
+        seen.telemetry.pipeline_stopped(name, "detached")
+        assert seen.value("sidecar_circuit_state", scope=name, state="closed") == 1
+        seen.telemetry.pipeline_gone(name)
+    assert "docs" not in generate_latest(seen.registry).decode()
+    seen.telemetry.pipeline_gone(DOCS)  # nobody ever worked on it
 
 
 def test_a_sweep_is_told_when_it_found_something() -> None:

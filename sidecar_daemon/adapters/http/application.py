@@ -12,7 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, Field
 from starlette.datastructures import MutableHeaders
 
-from sidecar_daemon.adapters.http.overview import Overview
+from sidecar_daemon.adapters.http.overview import Overview, QueueStatus
 from sidecar_daemon.adapters.http.page import load_page
 from sidecar_daemon.domain.errors import SidecarError
 
@@ -38,7 +38,7 @@ class HttpState:
     """Everything that the page shows, from memory."""
     version: str = "unknown"
     status_seconds: float = 5.0
-    """How long ``status`` may take before the answer is that the database does not answer."""
+    """How long ``status`` may count before the answer is where to look instead."""
 
 
 class Index(BaseModel):
@@ -67,22 +67,6 @@ class NotReady(BaseModel):
 
     ready: Literal[False] = False
     reasons: list[str] = Field(min_length=1)
-
-
-class LaneStatus(BaseModel):
-    """How full one lane is."""
-
-    depth: int
-    in_flight: int
-    oldest_seconds: float | None
-
-
-class QueueStatus(BaseModel):
-    """How full a pipeline's queues are."""
-
-    live: LaneStatus
-    bulk: LaneStatus
-    dead: int
 
 
 class PipelineStatus(BaseModel):
@@ -115,13 +99,14 @@ class Unavailable(BaseModel):
     reason: str
 
 
+_INSTEAD = "GET /overview has the queues and the coverage from memory, sidecar-daemon status waits for the count"
 _ENDPOINTS = {
     "/": "the status page, for people",
     "/overview": "what the status page shows, from memory",
     "/livez": "200 while the process moves; does not depend on the database",
     "/readyz": "200 while documents can be embedded, else 503 with the reasons",
     "/metrics": "Prometheus' text format",
-    "/status": "every pipeline: queue, documents, coverage",
+    "/status": "every pipeline: queue, documents, coverage, counted now; 503 where that takes long",
     "/endpoints": "this list",
     "/openapi.json": "the same for machines",
 }
@@ -167,7 +152,7 @@ def build_app(state: HttpState) -> FastAPI:
         except SidecarError as error:
             return _answer(503, Unavailable(code=error.code, reason=str(error)))
         except TimeoutError:
-            reason = f"the database did not answer within {state.status_seconds:g} seconds"
+            reason = f"counting every source took longer than {state.status_seconds:g} seconds: {_INSTEAD}"
             return _answer(503, Unavailable(code="timeout", reason=reason))
 
     return app

@@ -7,19 +7,19 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 
-class OverviewLane(BaseModel):
-    """How full one lane was at the newest look."""
+class LaneStatus(BaseModel):
+    """How full one lane is; in an overview, at the newest look."""
 
     depth: int
     in_flight: int
     oldest_seconds: float | None
 
 
-class OverviewQueue(BaseModel):
-    """How full a pipeline's queues were at the newest look."""
+class QueueStatus(BaseModel):
+    """How full a pipeline's queues are."""
 
-    live: OverviewLane
-    bulk: OverviewLane
+    live: LaneStatus
+    bulk: LaneStatus
     dead: int
 
 
@@ -57,7 +57,7 @@ class OverviewPipeline(BaseModel):
     state: Literal["working", "paused", "refused", "waiting"]
     reason: str | None
     circuit: Literal["closed", "half_open", "open"]
-    queue: OverviewQueue = Field(description="empty before the first look, when observed_seconds_ago is null")
+    queue: QueueStatus = Field(description="empty before the first look, when observed_seconds_ago is null")
     documents: int | None = Field(description="that are not blank, as the last walk of the sweep saw them")
     coverage: float | None = Field(description="0 to 1; null before the first walk")
     sweep: OverviewSweep

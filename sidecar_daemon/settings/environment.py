@@ -1,17 +1,14 @@
-"""Settings: read once from the environment, checked, frozen. The only module that reads the environment.
+"""The environment as it stands: every setting's name, default and bounds, and one line for what is wrong.
 
-Where a setting comes from, first match wins: an argument of ``Settings.read``, the environment, ``.env`` in the
-working directory, and for secrets also the file that ``SIDECAR_<NAME>_FILE`` names or systemd's credential ``<name>``.
+Where a setting comes from, first match wins: an argument, the environment, ``.env`` in the working directory, and for
+secrets also the file that ``SIDECAR_<NAME>_FILE`` names or systemd's credential ``<name>``.
 """
 
 from __future__ import annotations
 
 import difflib
-import math
 import os
 import re
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlencode, urlsplit
@@ -21,225 +18,18 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 
 from sidecar_daemon.domain.errors import Fatal
 from sidecar_daemon.domain.log_lines import LogFormat, redact
+from sidecar_daemon.settings.cores import usable_cores
+from sidecar_daemon.settings.groups import Pooler, Runtime
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from pydantic.fields import FieldInfo
 
-_PREFIX = "sidecar_"
+PREFIX = "sidecar_"
 _SECRETS = ("database_url", "listen_url")
 _WORD = re.compile(r"([a-z_]+)\s*=\s*(?:'((?:[^'\\]|\\.)*)'|((?:[^\s'\\]|\\.)+))(?=\s|$)")
 """``name=value`` of a libpq connection string; a backslash escapes, quotes hold spaces."""
-
-
-class Pooler(StrEnum):
-    """What stands between us and Postgres: nothing (or a session pooler), or a pooler in transaction mode."""
-
-    SESSION = "session"
-    TRANSACTION = "transaction"
-
-
-class Runtime(StrEnum):
-    """What runs the model."""
-
-    AUTO = "auto"
-    """OpenVINO where it is installed and the processor multiplies bf16, else onnxruntime."""
-    ONNXRUNTIME = "onnxruntime"
-    OPENVINO = "openvino"
-    """Needs the extra of this name."""
-
-
-@dataclass(frozen=True, slots=True)
-class DatabaseSettings:
-    """How to reach Postgres."""
-
-    url: SecretStr | None
-    """A ``postgresql://`` URL; None when it is not set."""
-    listen_url: SecretStr | None
-    """A direct URL for LISTEN; None: ``url`` unless the pooler is in transaction mode, where polling does."""
-    pooler: Pooler
-
-    def require_url(self) -> str:
-        """The URL with its password. Raises ``Fatal`` when it is not set."""
-        if self.url is None:
-            raise Fatal(
-                "bad_setting",
-                "SIDECAR_DATABASE_URL is not set: must be a URL like postgresql://user@host:5432/name, in the "
-                "environment, in .env, or in a file named by SIDECAR_DATABASE_URL_FILE",
-            )
-        return self.url.get_secret_value()
-
-    def notify_url(self) -> str | None:
-        """The URL to LISTEN on; None when only polling is possible."""
-        if self.listen_url is not None:
-            return self.listen_url.get_secret_value()
-        return self.require_url() if self.pooler is Pooler.SESSION else None
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSettings:
-    """Where models lie and what runs them."""
-
-    dir: Path
-    runtime: Runtime
-    threads: int
-    named: bool = False
-    """Whether ``SIDECAR_MODELS_DIR`` names the folder, rather than our default."""
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerSettings:
-    """Leases, batches, retries and the drain. Durations in seconds."""
-
-    batch_tokens: int
-    batch_windows: int
-    lease_seconds: float
-    lease_messages: int
-    max_attempts: int
-    backoff_base: float
-    backoff_cap: float
-    poll_min: float
-    poll_max: float
-    max_document_bytes: int
-    drain_seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class SweepSettings:
-    """The walk over the source."""
-
-    interval: float
-    """Seconds from the start of one routine walk to the next."""
-    rows: int
-    duty: float = 0.02
-    """Share of one core that a routine walk may use."""
-
-
-@dataclass(frozen=True, slots=True)
-class HttpSettings:
-    """Where the endpoints listen. Port 0: any free one."""
-
-    host: str
-    port: int
-
-
-@dataclass(frozen=True, slots=True)
-class LogSettings:
-    """How log lines look, and from which level on."""
-
-    format: LogFormat
-    level: str
-
-
-@dataclass(frozen=True, slots=True)
-class ServiceSettings:
-    """What systemd told this process."""
-
-    notify_socket: str | None
-    watchdog_seconds: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """Everything that can be set."""
-
-    database: DatabaseSettings
-    model: ModelSettings
-    worker: WorkerSettings
-    sweep: SweepSettings
-    http: HttpSettings
-    log: LogSettings
-    service: ServiceSettings
-    pipelines: tuple[str, ...]
-    """The pipelines to work on; empty: all."""
-
-    @classmethod
-    def read(cls, **overrides: str) -> Settings:
-        """Read the environment, ``.env``, secret files and credentials.
-
-        Args:
-            overrides: settings by their lower-case name without prefix, such as ``database_url``.
-
-        Raises:
-            Fatal: ``bad_setting``, one line that names the setting, its value unless secret, and what is allowed.
-        """
-        try:
-            found = _Environment(**overrides)  # type: ignore[arg-type]  # pydantic parses and checks the text
-        except ValidationError as error:
-            raise Fatal("bad_setting", _complaint(error)) from None
-        except OSError as error:
-            raise Fatal("bad_setting", f".env cannot be read: {error.strerror}") from None
-        except UnicodeDecodeError:
-            raise Fatal("bad_setting", ".env cannot be read: must be UTF-8 text") from None
-        _check_order("POLL_MIN", found.poll_min, "POLL_MAX", found.poll_max)
-        _check_order("BACKOFF_BASE", found.backoff_base, "BACKOFF_CAP", found.backoff_cap)
-        return found.grouped()
-
-
-def wanted_log_format() -> LogFormat:
-    """How log lines shall look, also where another setting is wrong; ``auto`` where this one is."""
-    try:
-        return _LogEnvironment().log_format
-    except (ValidationError, OSError, UnicodeDecodeError):
-        return LogFormat.AUTO
-
-
-def child_environment(settings: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a daemon that we start: ours, with these settings.
-
-    Args:
-        settings: by their upper-case name without prefix, such as ``DATABASE_URL``.
-    """
-    return {**os.environ, **{f"{_PREFIX.upper()}{name}": value for name, value in settings.items()}}
-
-
-def installed_folder(name: Literal["sql", "models"]) -> Path:
-    """The folder of SQL or of model manifests: inside an installed wheel, else at the top of the checkout.
-
-    Raises:
-        Fatal: ``incomplete_installation``.
-    """
-    package = Path(__file__).resolve().parent
-    for folder in (package / name, package.parent / name):
-        if folder.is_dir():
-            return folder
-    raise Fatal("incomplete_installation", f"the folder {name!r} is missing from {package}: install the package again")
-
-
-def usable_cores(root: Path = Path("/")) -> int:
-    """Whole cores this process may use: its CPU affinity, and the quota of every control group above it."""
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, math.floor(min([float(affinity), *_quotas(root)])))
-
-
-def _quotas(root: Path) -> list[float]:
-    """Cores allowed by cgroup v2 (``cpu.max``) or v1 (``cpu.cfs_quota_us``), from this process's group upwards."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return []
-    found: list[float | None] = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        base = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
-        own = base / path.lstrip("/")
-        found.extend(_quota(folder) for folder in [own, *own.parents] if folder.is_relative_to(base))
-    return [cores for cores in found if cores is not None]
-
-
-def _quota(folder: Path) -> float | None:
-    try:
-        if (folder / "cpu.max").exists():
-            quota, period = (folder / "cpu.max").read_text().split()
-        else:
-            quota = (folder / "cpu.cfs_quota_us").read_text().strip()
-            period = (folder / "cpu.cfs_period_us").read_text().strip()
-    except OSError:
-        return None
-    return None if quota in ("max", "-1") else int(quota) / int(period)
 
 
 def _postgres_url(value: SecretStr) -> SecretStr:
@@ -279,20 +69,20 @@ _SECONDS = "a number of seconds > 0 and <= 86400"
 _POSTGRES = "a URL like postgresql://user@host:5432/name (special characters as %XX), or host=... dbname=... user=..."
 
 
-class _LogEnvironment(BaseSettings):
+class LogEnvironment(BaseSettings):
     """What is needed to complain about the rest."""
 
     model_config = SettingsConfigDict(
-        env_prefix=_PREFIX, env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True
+        env_prefix=PREFIX, env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True
     )
 
     log_format: LogFormat = LogFormat.AUTO
 
 
-class _Environment(BaseSettings):
+class Environment(BaseSettings):
     """Every setting, flat, as it stands in the environment behind ``SIDECAR_``: the reference."""
 
-    model_config = _LogEnvironment.model_config
+    model_config = LogEnvironment.model_config
 
     database_url: _Url | None = Field(None, description=_POSTGRES)
     listen_url: _Url | None = Field(None, description=_POSTGRES)
@@ -342,7 +132,7 @@ class _Environment(BaseSettings):
         environment: Mapping[str, str | None] = getattr(env_settings, "env_vars", {})
         dotenv: Mapping[str, str | None] = getattr(dotenv_settings, "env_vars", {})
         _refuse_unknown([*environment.items(), *dotenv.items()], known=cls.model_fields)
-        named = {f"{_PREFIX}{name}_file": f"SIDECAR_{name.upper()}_FILE" for name in _SECRETS}
+        named = {f"{PREFIX}{name}_file": f"SIDECAR_{name.upper()}_FILE" for name in _SECRETS}
         return (
             init_settings,
             env_settings,
@@ -352,35 +142,13 @@ class _Environment(BaseSettings):
             _Secrets(settings_cls, _credentials(environment.get("credentials_directory"))),
         )
 
-    def grouped(self) -> Settings:
-        """The frozen groups that the rest of the daemon sees."""
+    def watchdog_seconds(self) -> float | None:
+        """How long systemd lets this process be silent; None where it does not watch, or watches another."""
         ours = self.watchdog_pid in (None, os.getpid())
-        return Settings(
-            database=DatabaseSettings(self.database_url, self.listen_url, self.pooler),
-            model=ModelSettings(self._models(), self.runtime, self.threads, named=self.models_dir is not None),
-            worker=WorkerSettings(
-                batch_tokens=self.batch_tokens,
-                batch_windows=self.batch_windows,
-                lease_seconds=self.lease_seconds,
-                lease_messages=self.lease_messages,
-                max_attempts=self.max_attempts,
-                backoff_base=self.backoff_base,
-                backoff_cap=self.backoff_cap,
-                poll_min=self.poll_min,
-                poll_max=self.poll_max,
-                max_document_bytes=self.max_document_bytes,
-                drain_seconds=self.drain_seconds,
-            ),
-            sweep=SweepSettings(self.sweep_interval, self.sweep_rows),
-            http=HttpSettings(self.http_host, self.http_port),
-            log=LogSettings(self.log_format, self.log_level),
-            service=ServiceSettings(
-                self.notify_socket, self.watchdog_usec / 1e6 if self.watchdog_usec and ours else None
-            ),
-            pipelines=self.pipelines,
-        )
+        return self.watchdog_usec / 1e6 if self.watchdog_usec and ours else None
 
-    def _models(self) -> Path:
+    def models_folder(self) -> Path:
+        """Where models lie. Raises ``Fatal`` where nothing says so."""
         try:
             if self.models_dir is not None:
                 return self.models_dir.expanduser()
@@ -426,9 +194,9 @@ def _refuse_unknown(found: Iterable[tuple[str, str | None]], known: Mapping[str,
     names += [f"SIDECAR_{name.upper()}_FILE" for name in _SECRETS]
     for key, value in found:
         name = key.upper()
-        if not name.startswith(_PREFIX.upper()) or name in names or _service_link(name, value or ""):
+        if not name.startswith(PREFIX.upper()) or name in names or _service_link(name, value or ""):
             continue
-        close = difflib.get_close_matches(name[len(_PREFIX) :], [ours[len(_PREFIX) :] for ours in names], n=1)
+        close = difflib.get_close_matches(name[len(PREFIX) :], [ours[len(PREFIX) :] for ours in names], n=1)
         hint = f"did you mean SIDECAR_{close[0]}?" if close else "must be one of the names in the README"
         raise Fatal("bad_setting", f"{name} is not a setting: {hint}")
 
@@ -440,17 +208,13 @@ def _service_link(name: str, value: str) -> bool:
     )
 
 
-def _complaint(error: ValidationError) -> str:
+def complaint(error: ValidationError) -> str:
+    """One line that names the setting, its value unless secret, and what is allowed."""
     first = error.errors(include_url=False, include_context=False)[0]
     field = str(first["loc"][0]).lower()
-    declared = _Environment.model_fields[field]
+    declared = Environment.model_fields[field]
     name = str(declared.validation_alias or f"SIDECAR_{field.upper()}")
     if field in _SECRETS:
         return f"{name} has a value that is not shown: must be {declared.description}"
     value = redact(repr(first["input"] if isinstance(first["input"], str) else str(first["input"])))
     return f"{name} is {value if len(value) <= 80 else value[:77] + '...'}: must be {declared.description}"
-
-
-def _check_order(low_name: str, low: float, high_name: str, high: float) -> None:
-    if low > high:
-        raise Fatal("bad_setting", f"SIDECAR_{low_name} is {low:g}: must be <= SIDECAR_{high_name}, which is {high:g}")
