@@ -75,7 +75,7 @@ class Client:
         self.log: dict[int, list[Operation]] = defaultdict(list)
         self.ended: Counter[Ended] = Counter()
         self.starved: Callable[[], float] | None = None
-        """Seconds by which this process lately came too late to its turns (``Watch.late``); None: nobody times writes."""
+        """Seconds by which this process lately came too late to its turns (``Watch.late``); None: not timed."""
         self.complaints: list[str] = []
         """Writes that failed, may have failed, or waited, although nothing excused them."""
         self.slowest = 0.0
