@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from tests.disk import fill
-from tests.torture.bench import CHUNKS, SOURCE
+from tests.torture.bench import CANARY, CHUNKS, SOURCE
 from tests.torture.stage import stage
 from tests.waiting import eventually
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import asyncpg
 
     from tests.torture.bench import Bench
+    from tests.torture.fleet import Replica
     from tests.torture.report import FaultReport
     from tests.torture.stage import Stage
 
@@ -84,17 +85,20 @@ async def _once(
     kind: str,
     breaking: Callable[[], AbstractAsyncContextManager[None]],
 ) -> None:
-    lines = [_faults_told(on, slot) for slot in range(len(on.fleet.replicas))]
+    hurt = on.fleet.replicas
+    if kind == "statement_timeout":  # who keeps a session brings a limit of its own, which wins over the role's
+        hurt = [replica for replica in hurt if replica.settings["POOLER"] == "transaction"]
+    lines = [_faults_told(replica) for replica in hurt]
     async with breaking():
         started = time.monotonic()
         try:
-            await eventually(lambda: _seen(on), SEEN_WITHIN, what="an operator's view")
+            await eventually(lambda: _seen(hurt), SEEN_WITHIN, what="an operator's view")
         except AssertionError as error:
             on.report.claim(False, "T13", f"{kind}: not seen within {SEEN_WITHIN} s: {error}")
         on.report.worst(f"{kind}_seen_s", time.monotonic() - started)
         await on.pause(1.0, 3.0)
-        for slot, before in enumerate(lines):
-            told = _faults_told(on, slot) - before
+        for replica, before in zip(hurt, lines, strict=True):
+            told = _faults_told(replica) - before
             on.report.claim(1 <= told <= MOST_LINES, "T13", f"{kind}: {told} log lines, 1 to {MOST_LINES} wanted")
     mended = time.monotonic()
     try:
@@ -104,9 +108,9 @@ async def _once(
     on.report.worst(f"{kind}_back_s", time.monotonic() - mended)
 
 
-async def _seen(on: Stage) -> bool:
-    """Every replica says that it is not ready and why, has told it in its log, and shows it as a metric."""
-    for replica in on.fleet.replicas:
+async def _seen(hurt: list[Replica]) -> bool:
+    """Every replica that is hurt says that it is not ready and why, has told it in its log, and shows a metric."""
+    for replica in hurt:
         status, body = await replica.readiness()
         assert status == 503, f"replica {replica.slot} says {status} {body}"
         assert '"reasons":[]' not in body.replace(" ", ""), "no reason is given"
@@ -126,8 +130,8 @@ async def _working(on: Stage, connection: asyncpg.Connection, mended: float) -> 
     )
 
 
-def _faults_told(on: Stage, slot: int) -> int:
-    return len(on.fleet.replicas[slot].events("fault")) + len(on.fleet.replicas[slot].events("pipeline_refused"))
+def _faults_told(replica: Replica) -> int:
+    return len(replica.events("fault")) + len(replica.events("pipeline_refused"))
 
 
 @asynccontextmanager
@@ -220,6 +224,11 @@ async def _slow(on: Stage, connection: asyncpg.Connection) -> AsyncIterator[None
         f"CREATE TRIGGER crawl AFTER INSERT OR UPDATE ON {_VECTORS} FOR EACH STATEMENT EXECUTE FUNCTION audit.crawl()"
     )
     await connection.execute(_END, on.arena.name)
+    # More than who listens can take before who polls comes by: the limit is to meet a settlement of the latter.
+    await connection.execute(
+        f"INSERT INTO {SOURCE} SELECT i, '{CANARY} slow ' || i FROM generate_series(7000001, 7000600) AS i "
+        "ON CONFLICT (id) DO UPDATE SET content = documents.content || ' again'"
+    )
     try:
         yield
     finally:
