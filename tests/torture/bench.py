@@ -67,6 +67,8 @@ class Arena:
     """What the vectors must be, computed in this process."""
     models: Path | None = None
     """Folder of the real model that replicas load; None: they load the test embedder."""
+    index: bool = False
+    """Whether its vectors have an index."""
 
     @property
     def admin_url(self) -> str:
@@ -102,8 +104,8 @@ class Arena:
         """Attach a pipeline to the source, and watch it."""
         await connection.execute(
             "SELECT sidecar.attach($1::regclass, ARRAY['content'], p_name => $2, p_embeddings => $2 || '_vectors', "
-            "p_model => $3, p_dimensions => $4, p_long_documents => $5, p_index => false)",
-            *(SOURCE, name, MODEL, self.embedder.dimensions, policy),
+            "p_model => $3, p_dimensions => $4, p_long_documents => $5, p_index => $6)",
+            *(SOURCE, name, MODEL, self.embedder.dimensions, policy, self.index),
         )
         await connection.execute("SELECT audit.watch($1)", name)
 
@@ -143,12 +145,18 @@ class Cluster:
 
     @asynccontextmanager
     async def arena(
-        self, label: str, *, seed: int, pipelines: Mapping[str, str] | None = None, models: Path | None = None
+        self,
+        label: str,
+        *,
+        seed: int,
+        pipelines: Mapping[str, str] | None = None,
+        models: Path | None = None,
+        index: bool = False,
     ) -> AsyncIterator[Arena]:
         """A fresh database with its pipelines attached; dropped at the end. ``models``: use the real model there."""
         embedder = REFERENCE if models is None else await asyncio.to_thread(pulled, models)
         name = f"{label}_{next(self._numbers)}".lower()
-        arena = Arena(self, name, pipelines or {CHUNKS: "chunks"}, seed, embedder, models)
+        arena = Arena(self, name, pipelines or {CHUNKS: "chunks"}, seed, embedder, models, index)
         async with self._making:  # a template is copied by one at a time
             await self._execute("postgres", f"CREATE DATABASE {arena.name} TEMPLATE {_TEMPLATE}")
         async with arena.session() as connection:

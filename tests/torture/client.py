@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, defaultdict
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -15,12 +15,19 @@ import asyncpg
 from tests.torture.bench import CANARY, SOURCE
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from random import Random
 
     from tests.torture.bench import Arena
 
 _WORDS = ("tide", "harbour", "gull", "rope", "anchor", "salt", "keel", "fog", "lamp", "chart", "reef", "sail", "storm")
 ANSWER_SECONDS = 15.0
+LONGEST_WRITE = 2.0
+"""Seconds that a write may take where nothing hurts the server or the writer: writers never wait for the model. As with
+transactions, what this process itself came too late to its turns is allowed on top."""
+LAST_TRIES = 100
+LEAST_SHARE = 0.25
+"""Of the operations aimed at: fewer that end well are no load, and prove nothing."""
 
 
 class Ended(StrEnum):
@@ -67,6 +74,36 @@ class Client:
         self._next = documents + 1
         self.log: dict[int, list[Operation]] = defaultdict(list)
         self.ended: Counter[Ended] = Counter()
+        self.starved: Callable[[], float] | None = None
+        """Seconds by which this process lately came too late to its turns (``Watch.late``); None: not timed."""
+        self.complaints: list[str] = []
+        """Writes that failed, may have failed, or waited, although nothing excused them."""
+        self.slowest = 0.0
+        """Seconds of the slowest write that nothing excuses."""
+        self.wanted = 0.0
+        """Operations aimed at so far."""
+        self._hurts = 0
+        self.shaken = False
+        """No write has succeeded since the last hurt."""
+
+    @contextmanager
+    def excused(self) -> Iterator[None]:
+        """The fault hurts the server or the writer itself: writes may fail and wait, until one succeeds afterwards."""
+        self._hurts += 1
+        self.shaken = True
+        try:
+            yield
+        finally:
+            self._hurts -= 1
+
+    def take_over(self, other: Client) -> None:
+        """Make what another writer did and complains of part of this one's account."""
+        for key, operations in other.log.items():
+            self.log[key] = sorted([*self.log[key], *operations], key=lambda operation: operation.at)
+        self.ended += other.ended
+        self.complaints += other.complaints
+        self.slowest = max(self.slowest, other.slowest)
+        self.wanted += other.wanted
 
     def text(self, key: int, version: int) -> str:
         """A text that no other version has, of one to four windows."""
@@ -84,13 +121,17 @@ class Client:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until told to stop."""
-        due = time.monotonic()
+        due = began = time.monotonic()
         while not stop.is_set():
             await self.once()
+            self.wanted = (time.monotonic() - began) * self._rate
             due = max(due + 1 / self._rate, time.monotonic() - 1)
             with suppress(TimeoutError):
                 async with asyncio.timeout(max(0.0, due - time.monotonic())):
                     await stop.wait()
+        for _ in range(LAST_TRIES):
+            if self.shaken:  # what was hurt is mended by now: it must be seen to work
+                await self.once()
 
     async def once(self) -> None:
         """One operation."""
@@ -134,24 +175,41 @@ class Client:
             "delete": f"DELETE FROM {SOURCE} WHERE id = ANY ($1) AND $2::text[] IS NOT NULL",
             "touch": f"UPDATE {SOURCE} SET content = content WHERE id = ANY ($1) AND $2::text[] IS NOT NULL",
         }[kind]
-        at, ended = time.monotonic() - self._started, Ended.FAILED
+        at, ended, told = time.monotonic() - self._started, Ended.FAILED, ""
+        excused, began = self.shaken, time.monotonic()
         try:
             if self._connection is None or self._connection.is_closed():
                 self._connection = await asyncpg.connect(
                     self._arena.admin_url, timeout=5, server_settings={"application_name": "torture_client"}
                 )
+            began = time.monotonic()
             ended = Ended.UNKNOWN  # from here on the statement may have been carried out, whatever we hear
             await self._connection.execute(statement, keys, [texts[key] for key in keys], timeout=ANSWER_SECONDS)
-            ended = Ended.OK
+            took, ended = time.monotonic() - began, Ended.OK
         except asyncpg.PostgresError as error:
+            took, told = time.monotonic() - began, repr(error)
             if error.sqlstate not in {"57P01", "57P02", "57P03"}:
                 ended = Ended.FAILED
             await self._lost()
-        except (OSError, asyncpg.InterfaceError, TimeoutError):
+        except (OSError, asyncpg.InterfaceError, TimeoutError) as error:
+            took, told = time.monotonic() - began, repr(error)
             await self._lost()
+        self._judge(kind, ended, took, told, excused=excused or self.shaken)
         self.ended[ended] += 1
         for key in keys:
             self.log[key].append(Operation(at, kind, self._version, ended))
+
+    def _judge(self, kind: str, ended: Ended, took: float, told: str, *, excused: bool) -> None:
+        if ended is Ended.OK and not self._hurts:
+            self.shaken = False
+        if excused:
+            return
+        if ended is not Ended.OK:
+            self.complaints.append(f"{kind} {ended} after {took:.1f} s: {told}")
+        if self.starved is not None:
+            self.slowest = max(self.slowest, took)
+            if took > LONGEST_WRITE + self.starved():
+                self.complaints.append(f"{kind} took {took:.1f} s; at most {LONGEST_WRITE} s are allowed")
 
     async def _lost(self) -> None:
         if self._connection is not None:

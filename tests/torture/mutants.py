@@ -28,6 +28,8 @@ class SqlMutant:
     """The scene of T12 that must fail."""
     stride: int = 7
     """Every n-th order of the scene is enough to show it."""
+    sign: str = "T12"
+    """What the violation that shows it must say: a scene that fails of something else has not noticed."""
 
     async def apply(self, connection: asyncpg.Connection) -> None:
         """Switch the guard off. Raises ``LookupError`` when it is not where it was."""
@@ -45,12 +47,14 @@ _FENCED = "q.read_ct = f.read_ct"
 _ANY = "q.read_ct >= f.read_ct"
 
 SQL_MUTANTS: dict[str, SqlMutant] = {
-    "settle_without_hash_check": SqlMutant("settle", "<> d.hash THEN", "<> d.hash AND false THEN", "edit", stride=1),
+    "settle_without_hash_check": SqlMutant(
+        "settle", "<> d.hash THEN", "<> d.hash AND false THEN", "edit", stride=1, sign="I1"
+    ),
     "settle_without_lock": SqlMutant(
-        "settle", "PERFORM sidecar._lock_documents(p_pipeline, p_keys);", "", "edit_inside_settle"
+        "settle", "PERFORM sidecar._lock_documents(p_pipeline, p_keys);", "", "edit_inside_settle", sign="I1"
     ),
     "settle_without_fence": SqlMutant("settle", _FENCED, _ANY, "edit"),
-    "settle_keeps_surplus_chunks": SqlMutant("settle", "e.chunk_no >= k.chunks", "false", "edit"),
+    "settle_keeps_surplus_chunks": SqlMutant("settle", "e.chunk_no >= k.chunks", "false", "edit", sign="I1"),
     "settle_without_model_check": SqlMutant("settle", "p.model_id IS DISTINCT FROM p_model_id", "false", "other_model"),
     "lease_without_model_check": SqlMutant(
         "_workable", "p.model_id IS DISTINCT FROM p_model_id", "false", "other_model"
@@ -64,7 +68,7 @@ SQL_MUTANTS: dict[str, SqlMutant] = {
     "acknowledge_without_fence": SqlMutant("acknowledge", _FENCED, _ANY, "delete"),
     "dead_letter_without_fence": SqlMutant("dead_letter", _FENCED, _ANY, "dead_letter"),
     "dead_letter_keeps_stale_vectors": SqlMutant(
-        "dead_letter", "v_count > 0 AND p_key IS NOT NULL", "false", "dead_letter_of_an_edit"
+        "dead_letter", "v_count > 0 AND p_key IS NOT NULL", "false", "dead_letter_of_an_edit", sign="I1"
     ),
     "extend_without_fence": SqlMutant("extend", _FENCED, _ANY, "lost_lease"),
     "defer_without_fence": SqlMutant("defer", _FENCED, _ANY, "lost_lease"),
@@ -77,6 +81,7 @@ SQL_MUTANTS: dict[str, SqlMutant] = {
         "WHERE NOT EXISTS (SELECT FROM pgmq.q_chunky AS q WHERE q.message ->> 'document_id' = n.id::text) "
         "AND NOT EXISTS (",
         "edit",
+        sign="I1",
     ),
     "replay_keeps_the_count": SqlMutant("replay", "- ''sidecar''", "- ''nothing''", "replay_is_clean"),
     "nobody_claims": SqlMutant("read_documents", "IF p_claimant IS NOT NULL AND", "IF false AND", "one_embeds"),
@@ -108,6 +113,8 @@ class PythonMutant:
     """Replaces it, in a replica."""
     killer: str
     """The fault that must fail."""
+    sign: str
+    """What one of its violations must say (a regular expression): see ``SqlMutant``."""
 
 
 def _suspects_share() -> None:
@@ -167,10 +174,12 @@ def _password_is_told() -> None:
 
 
 PYTHON_MUTANTS: dict[str, PythonMutant] = {
-    "suspects_share_batches": PythonMutant(_suspects_share, "T8"),
-    "whole_batch_is_blamed": PythonMutant(_batch_is_blamed, "T7"),
-    "detail_is_not_sanitised": PythonMutant(_detail_as_it_is, "T7"),
-    "lost_connection_is_a_bug": PythonMutant(_lost_connection_is_a_bug, "T4"),
-    "drain_forgets_to_release": PythonMutant(_drain_forgets, "T15"),
-    "password_in_the_log": PythonMutant(_password_is_told, "T4"),
+    "suspects_share_batches": PythonMutant(_suspects_share, "T8", r"killer 0|I6 "),
+    "whole_batch_is_blamed": PythonMutant(_batch_is_blamed, "T7", r"T7 innocent|I6 "),
+    "detail_is_not_sanitised": PythonMutant(_detail_as_it_is, "T7", r"all poison in the dead letters|the detail of"),
+    "lost_connection_is_a_bug": PythonMutant(
+        _lost_connection_is_a_bug, "T4", r"a settlement under way|ended by itself|ended while starting"
+    ),
+    "drain_forgets_to_release": PythonMutant(_drain_forgets, "T15", r"still held after the exit|lost an attempt"),
+    "password_in_the_log": PythonMutant(_password_is_told, "T4", r"I10 "),
 }

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tests.torture.checker import Checker, leaks
-from tests.torture.client import Client
+from tests.torture.client import LEAST_SHARE, Client, Ended
 from tests.torture.fleet import Fleet
 from tests.torture.report import FaultReport, Violation
+from tests.torture.watch import LEAST_SHARE as LEAST_LOOKS
 from tests.torture.watch import Watch, piled_up
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ async def stage(
     url_port: int | None = None,
     start: bool = True,
     real_model: bool = False,
+    index: bool = False,
 ) -> AsyncIterator[Stage]:
     """Set up an arena with replicas under load; after the block quiesce, check and add what was found.
 
@@ -78,12 +80,17 @@ async def stage(
         settings: of the replicas, without the prefix.
         url_port: of a proxy or pooler that the replicas connect to instead of the server.
         real_model: replicas load the real ONNX model, and vectors are compared with those of the same model here.
+        index: whether the vectors have an index, as they have by default outside of this suite.
         start: whether to start the replicas, or leave that to the block.
     """
     home = await bench.cluster(cluster)
     async with (
         home.arena(
-            label, seed=bench.seed, pipelines=pipelines, models=bench.folder / "models" if real_model else None
+            label,
+            seed=bench.seed,
+            pipelines=pipelines,
+            models=bench.folder / "models" if real_model else None,
+            index=index,
         ) as arena,
         Fleet(arena, bench.folder / arena.name, replicas, **(settings or {})) as fleet,
     ):
@@ -98,6 +105,7 @@ async def stage(
         fleet.mutant = bench.mutant
         if start:
             await fleet.start()
+        client.starved = watch.late
         watching = asyncio.create_task(watch.run(over))
         writing = asyncio.create_task(client.run(stop)) if rate else None
         try:
@@ -108,6 +116,7 @@ async def stage(
             await fleet.ensure()
             on.report.violations += await Checker(arena, client, poison=on.poison).everything()
             on.report.violations += await piled_up(arena, fleet.replicas)
+            await _claim_vectors(on)
         except Exception as error:
             for replica in fleet.replicas:
                 error.add_note("\n".join([f"replica {replica.slot}:", *_tail(replica.log())]))
@@ -115,8 +124,9 @@ async def stage(
         finally:
             stop.set()
             over.set()
-            await asyncio.gather(watching, *([writing] if writing else []), return_exceptions=True)
+            ended, *_ = await asyncio.gather(watching, *([writing] if writing else []), return_exceptions=True)
             await client.close()
+        on.report.claim(ended is None, "I8", f"the watch broke off: {ended!r}")
         await _close(on, watch)
 
 
@@ -134,8 +144,32 @@ async def _close(on: Stage, watch: Watch) -> None:
             for _, status in replica.ended
         ]
     report.violations += watch.violations + leaks(on.fleet.replicas)
-    report.facts["operations"] = {ended.value: count for ended, count in sorted(on.client.ended.items())}
-    report.facts["longest_transaction_s"] = round(watch.longest, 2)
+    report.facts["longest_transaction_s"] = round(watch.longest, 3)
+    report.facts["looks"] = {"answered": watch.looks, "transactions_seen": watch.seen}
+    enough = watch.looks > watch.wanted * LEAST_LOOKS
+    report.claim(enough, "I8", f"the watch looked {watch.looks} times, there was time for {watch.wanted}")
+    _claim_writes(on)
+
+
+def _claim_writes(on: Stage) -> None:
+    """Promise 5, and that there was a load at all."""
+    report, client = on.report, on.client
+    report.facts["operations"] = {ended.value: count for ended, count in sorted(client.ended.items())}
+    report.facts["slowest_write_s"] = round(client.slowest, 3)
+    told = "; ".join(client.complaints[:3])
+    report.claim(not client.complaints, "writers", f"{len(client.complaints)} writes were hurt, the first: {told}")
+    report.claim(not client.shaken, "writers", "no write succeeded after the fault was mended")
+    done, least = client.ended[Ended.OK], max(1, round(client.wanted * LEAST_SHARE))
+    report.claim(done >= least, "writers", f"{done} operations of the client succeeded, at least {least} are wanted")
+
+
+async def _claim_vectors(on: Stage) -> None:
+    """A fault among replicas that write nothing proves nothing."""
+    least = on.client.documents * len(on.arena.pipelines) // 2
+    async with on.arena.session() as connection:
+        written = await connection.fetchval("SELECT count(*) FROM audit.writes WHERE op <> 'DELETE'")
+    on.report.facts["vectors_written"] = written
+    on.report.claim(written >= least, "load", f"{written} vectors were written, at least {least} are wanted")
 
 
 def _tail(log: str) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from contextlib import suppress
@@ -21,10 +22,14 @@ if TYPE_CHECKING:
 LONGEST_TRANSACTION = 2.0
 """Seconds, beyond what this watch itself came too late to its own turns: on a machine that is busy with other things
 a transaction waits for the processor like everybody."""
-EVERY = 0.5
+EVERY = 0.2
 """Seconds between two looks."""
-LATELY = 20
+LATELY = 50
 """Looks whose delays count."""
+LEAST_SHARE = 0.1
+"""Of the looks that fit into the time: with fewer, that nothing was seen means nothing."""
+_AWAY = {"08", "53", "57"}
+"""Classes of what a server says that is stopped, starts, or is full."""
 MOST_CONNECTIONS = 10
 """Of one replica: its pool of eight, its listener, and one that is on its way out."""
 MOST_DESCRIPTORS = 128
@@ -34,7 +39,6 @@ SELECT pid, xact_start, usename, state, wait_event_type = 'Client' AS starved, l
        extract(epoch FROM clock_timestamp() - xact_start)::float AS seconds
 FROM pg_stat_activity WHERE datname = current_database() AND usename LIKE 'torture_daemon%' AND xact_start IS NOT NULL
 AND state <> 'idle'  -- an idle backend that takes notifications in is the server's own transaction
-AND clock_timestamp() - xact_start > make_interval(secs => $1)
 """
 _CONNECTIONS = """
 SELECT usename, count(*) FROM pg_stat_activity
@@ -49,7 +53,7 @@ class Watch:
         """Bind an arena.
 
         Args:
-            arena: looked at twice a second.
+            arena: looked at five times a second.
             stalled: the fault itself keeps replicas or the wire from answering: a backend that waits for
                 its client then waits for what the torture holds back, and does not count.
         """
@@ -59,7 +63,18 @@ class Watch:
         """By backend and start of the transaction, as it was last seen: one violation a transaction, at its longest."""
         self._late: deque[float] = deque(maxlen=LATELY)
         self.longest = 0.0
-        """Seconds of the longest transaction of ours that was seen."""
+        """Seconds of the longest transaction of ours that was seen, at the age that it had then."""
+        self.looks = 0
+        """That were answered."""
+        self.wanted = 0
+        """That were tried or would have fitted into the time."""
+        self.seen = 0
+        """Transactions of ours, each as often as it was seen."""
+        self._due = math.inf
+
+    def late(self) -> float:
+        """Seconds by which this process lately came too late to a look, the one under way included."""
+        return max(0.0, time.monotonic() - self._due, *self._late)
 
     @property
     def violations(self) -> list[Violation]:
@@ -69,13 +84,19 @@ class Watch:
     async def run(self, stop: asyncio.Event) -> None:
         """Sample until told to stop; a server that is away is nothing to see."""
         connection: asyncpg.Connection | None = None
+        started = time.monotonic()
         while not stop.is_set():
             began = time.monotonic()
+            self._due = began + EVERY
+            self.wanted = int((began - started) / EVERY)
             try:
                 connection = connection or await self._arena.connect()
-                for row in await connection.fetch(_LOOK, 0.2, timeout=5):
+                for row in await connection.fetch(_LOOK, timeout=5):
                     self._judge(row)
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                self.looks += 1
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+                if isinstance(error, asyncpg.PostgresError) and (error.sqlstate or "")[:2] not in _AWAY:
+                    raise  # the look itself is wrong
                 if connection is not None:
                     connection.terminate()
                 connection = None
@@ -89,8 +110,9 @@ class Watch:
     def _judge(self, row: asyncpg.Record) -> None:
         if self._stalled and row["starved"]:
             return
+        self.seen += 1
         self.longest = max(self.longest, row["seconds"])
-        if row["seconds"] > LONGEST_TRANSACTION + max(self._late, default=0.0):
+        if row["seconds"] > LONGEST_TRANSACTION + self.late():
             message = f"{row['usename']} is {row['state']} for {row['seconds']:.1f} s in: {row['query']}"
             self._overlong[row["pid"], row["xact_start"]] = Violation("I8", message)
 

@@ -12,10 +12,15 @@ if TYPE_CHECKING:
     from tests.torture.bench import Bench
     from tests.torture.report import FaultReport
 
+_INDEXES = """
+SELECT count(*) FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indexrelid JOIN pg_am AS a ON a.oid = c.relam
+WHERE a.amname = 'hnsw' AND i.indisvalid
+"""
+
 
 async def run(bench: Bench, kills: int, *, real_model: bool = False) -> FaultReport:
     """Kill replicas at random; the two others go on while one starts again."""
-    async with stage(bench, "t1", pipelines=BOTH, real_model=real_model) as on:
+    async with stage(bench, "t1", pipelines=BOTH, real_model=real_model, index=True) as on:
         returning: set[asyncio.Task[object]] = set()
         while on.report.injected < kills:
             await on.pause(0.5, 2.0)
@@ -30,6 +35,9 @@ async def run(bench: Bench, kills: int, *, real_model: bool = False) -> FaultRep
             returning.add(task)
             task.add_done_callback(returning.discard)
         await asyncio.gather(*returning)
+        async with on.arena.session() as connection:
+            on.report.facts["hnsw_indexes"] = await connection.fetchval(_INDEXES)
+        on.report.claim(on.report.facts["hnsw_indexes"] == len(BOTH), "T1", "the vectors have no index")
     return on.report
 
 

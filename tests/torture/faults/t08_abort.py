@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import TYPE_CHECKING
 
 from tests.torture.bench import CANARY, CHUNKS, SOURCE
@@ -45,9 +46,11 @@ async def run(bench: Bench, times: int) -> FaultReport:
             )
             # The lease that found the attempts used up is counted too; it started no run.
             on.report.claim(attempts <= MAX_ATTEMPTS + 1, "T8", f"killer {n} is dead after {attempts} attempts")
+            on.report.claim(deaths[-1] > 0, "T8", f"killer {n} killed nobody")
             on.report.claim(deaths[-1] <= MAX_ATTEMPTS, "T8", f"killer {n} killed {deaths[-1]} processes")
             on.report.injected += 1
         on.report.facts["deaths"] = max(deaths)
         for replica in on.fleet.replicas:
-            replica.ended.clear()  # these ends were wanted; the count is claimed above
+            # These ends were wanted, and their count is claimed above; any other way to end was not.
+            replica.ended = [(pid, status) for pid, status in replica.ended if status != -signal.SIGSEGV]
     return on.report

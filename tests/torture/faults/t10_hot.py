@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from tests.torture.client import Client
+from tests.torture.client import Client, Ended
 from tests.torture.stage import stage
 
 if TYPE_CHECKING:
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from tests.torture.report import FaultReport
 
 RATE, WRITERS = 200, 4
+LEAST_RATE = 60
+"""Edits a second that must succeed, on a machine that is busy with other faults: fewer are not hot."""
 
 
 async def run(bench: Bench, seconds: int) -> FaultReport:
@@ -22,17 +24,18 @@ async def run(bench: Bench, seconds: int) -> FaultReport:
         writers = [Client(on.arena, rate=RATE / WRITERS, documents=10, mix={"edit": 1}) for _ in range(WRITERS)]
         for number, writer in enumerate(writers):
             writer.distinguish(number)
+            writer.starved = on.client.starved
         stop, started = asyncio.Event(), time.monotonic()
         async with asyncio.TaskGroup() as group:
             for writer in writers:
                 group.create_task(writer.run(stop))
             await asyncio.sleep(seconds)
             stop.set()
-        edits = sum(writer.ended.total() for writer in writers)
+        rate = sum(writer.ended[Ended.OK] for writer in writers) / (time.monotonic() - started)
         on.report.injected = seconds
-        on.report.facts["edits_per_second"] = round(edits / (time.monotonic() - started))
+        on.report.facts["edits_per_second"] = round(rate)
+        on.report.claim(rate >= LEAST_RATE, "T10", f"{rate:.0f} edits a second, at least {LEAST_RATE} are wanted")
         for writer in writers:
-            for key, operations in writer.log.items():
-                on.client.log[key] = sorted([*on.client.log[key], *operations], key=lambda operation: operation.at)
+            on.client.take_over(writer)
             await writer.close()
     return on.report

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tests.torture.report import FaultReport
 
 _KILL = """
-SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM pg_stat_activity
 WHERE datname = current_database() AND usename LIKE 'torture_daemon%'
 """
 
@@ -32,7 +32,9 @@ async def run(bench: Bench, rounds: int) -> FaultReport:
             await victim.kill()
             await victim.start()
             await on.pause(0.5, 1.5)
-            await connection.fetchval(_KILL)
+            killed = await connection.fetchval(_KILL)
+            on.report.claim(killed > 0, "T14", "no backend was there to be killed")
+            on.report.facts["killed_backends"] = on.report.facts.get("killed_backends", 0) + killed
             await on.pause(0.5, 1.5)
             await pooler.kill()
             await on.pause(0.2, 1.0)
