@@ -53,6 +53,9 @@ SQL_MUTANTS: dict[str, SqlMutant] = {
     "settle_without_lock": SqlMutant(
         "settle", "PERFORM sidecar._lock_documents(p_pipeline, p_keys);", "", "edit_inside_settle", sign="I1"
     ),
+    "unchanged_whatever_is_settled": SqlMutant(
+        "read_documents", "IF 'unchanged' = ANY (v_verdicts)", "IF false", "there_and_back", stride=1, sign="I1"
+    ),
     "settle_without_fence": SqlMutant("settle", _FENCED, _ANY, "edit"),
     "settle_keeps_surplus_chunks": SqlMutant("settle", "e.chunk_no >= k.chunks", "false", "edit", sign="I1"),
     "settle_without_model_check": SqlMutant("settle", "p.model_id IS DISTINCT FROM p_model_id", "false", "other_model"),
@@ -61,8 +64,8 @@ SQL_MUTANTS: dict[str, SqlMutant] = {
     ),
     "locks_in_any_order": SqlMutant(
         "_lock_documents",
-        "SELECT DISTINCT hashtextextended(p_pipeline || chr(31) || k, 8088) AS l FROM unnest(p_keys) AS k ORDER BY l",
-        "SELECT hashtextextended(p_pipeline || chr(31) || k, 8088) AS l FROM unnest(p_keys) AS k",
+        "SELECT DISTINCT sidecar._document_lock(p_pipeline, k) AS l FROM unnest(p_keys) AS k ORDER BY l",
+        "SELECT sidecar._document_lock(p_pipeline, k) AS l FROM unnest(p_keys) AS k",
         "opposite_orders",
     ),
     "acknowledge_without_fence": SqlMutant("acknowledge", _FENCED, _ANY, "delete"),
@@ -131,7 +134,6 @@ def _batch_is_blamed() -> None:
 
     async def blames_all(self: Any, batch: Any) -> None:
         jobs = self._jobs(batch)
-        await self._announce(jobs)
         try:
             vectors = await self._infer(batch)
         except Poison as error:

@@ -268,13 +268,13 @@ async def test_an_outage_is_no_hang(judged: Judged) -> None:
 
 @pytest.mark.parametrize(
     ("call", "loop"),
-    [("lease", "leasing live"), ("read", "leasing live"), ("settle", "settling"), ("begin", "embedding 1")],
+    [("lease", "leasing live"), ("read", "leasing live"), ("settle", "settling"), ("begin", "leasing live")],
 )
 async def test_a_call_that_never_ends_is_named(judged: Judged, call: str, loop: str) -> None:
     bench = judged.bench
     gate = bench.queue.hold(call)
     await bench.rig.write(k1="text")
-    if call == "begin":  # only the run of a suspect is announced
+    if call == "begin":  # only a suspect is announced
         await bench.rig.lease_one()
         await bench.rig.expire()
     async with judged.at_work(threads=1):

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 SCENES: dict[str, Callable[[Ground], Awaitable[None]]] = {
     "edit": interleaved.edit,
+    "there_and_back": interleaved.there_and_back,
     "delete": interleaved.delete,
     "crash": interleaved.crash,
     "dead_letter": interleaved.dead_letter,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from sidecar_daemon.domain.errors import SidecarError
@@ -95,6 +96,8 @@ class Worker:
         if reading.verdict is Verdict.EMBED and reading.content and reading.content_hash:
             settled = await self.session.settle(reading.key, reading.content, reading.content_hash, self.leases)
             count = settled.acknowledged
+        elif reading.verdict is Verdict.CLAIMED:
+            count = await self.session.queue.release(self.leases)
         else:
             count = await self.session.queue.acknowledge(self.leases)
         self._fenced(before, count, "acknowledged")
@@ -189,7 +192,7 @@ async def _all_orders(
         key = await ground.document(words=80)  # three windows; the edit makes it one (R17)
         if may_die:
             ground.maybe_dead.add(str(key))
-        await _play(ground, order, key, a, b, writes=lambda writer: _execute(writer, statement, key))
+        await _play(ground, order, key, a, b, writes=partial(_execute, statement=statement, values=(key,)))
         ground.report.facts["orders"] = ground.report.facts.get("orders", 0) + 1
 
     for number, order in enumerate(orders({"A": len(a), "B": len(b), "W": 2})):
@@ -199,8 +202,8 @@ async def _all_orders(
             await once(order)
 
 
-async def _execute(writer: asyncpg.Connection, statement: str, key: int) -> None:
-    await writer.execute(statement, key)
+async def _execute(writer: asyncpg.Connection, *, statement: str, values: Sequence[object]) -> None:
+    await writer.execute(statement, *values)
 
 
 _EDIT = f"UPDATE {SOURCE} SET content = 'edited ' || id WHERE id = $1"
@@ -210,6 +213,20 @@ _SETTLES = ("lease", "settle", "commit")
 async def edit(ground: Ground) -> None:
     """R1, R2, R7, R17: two workers settle while a writer shortens the document."""
     await _all_orders(ground, _SETTLES, _SETTLES, _EDIT)
+
+
+async def there_and_back(ground: Ground) -> None:
+    """R1: two workers settle an edit while a writer takes it back: the text that it returns to still has its vector."""
+    for number, order in enumerate(orders({"A": 3, "B": 3, "W": 2})):
+        if number % ground.stride or order.index("A") > order.index("B"):  # who is called A does not matter
+            continue
+        key = await ground.document(words=80)
+        await ground.finish()
+        before = await ground.writer.fetchval(f"SELECT content FROM {SOURCE} WHERE id = $1", key)
+        await ground.writer.execute(_EDIT, key)
+        back = partial(_execute, statement=f"UPDATE {SOURCE} SET content = $2 WHERE id = $1", values=(key, before))
+        await _play(ground, order, key, _SETTLES, _SETTLES, writes=back)
+        ground.report.facts["orders"] = ground.report.facts.get("orders", 0) + 1
 
 
 async def delete(ground: Ground) -> None:
