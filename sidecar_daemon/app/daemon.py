@@ -225,6 +225,7 @@ class _Daemon:
                 raise
 
     def _patience(self, scope: str) -> Patience:
+        self._telemetry.circuit(scope, "closed")  # there from the start: an alert asks for it before any outage
         return Patience(scope, self._telemetry, uniform=random.uniform, clock=elapsed)
 
     def _ask_to_stop(self, name: str) -> None:
