@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from tests.bench.contest import Contestant
     from tests.bench.workplace import Workplace
 
+NEAR = 64
+"""Messages, half a second of work or so: from there on the end is watched closely."""
 FAR = 10_000_000
 """Keys from here on are the rows that fill the index."""
 
@@ -64,7 +66,7 @@ async def pipeline_block(connection: asyncpg.Connection, texts: list[str]) -> di
     """One COPY, timed from its commit to the commit of the last vector; then everything is as it was."""
     await load(connection, texts)
     started = time.perf_counter()
-    await drained(connection, seconds=1200)
+    await drained(connection, seconds=1200, near=NEAR)
     seconds = time.perf_counter() - started
     missing = await connection.fetchval(
         f"SELECT count(*) FROM {TABLE} AS d LEFT JOIN {TABLE}_embeddings AS e USING (id) "
