@@ -90,7 +90,7 @@ async def _contestants(place: Workplace, stack: AsyncExitStack) -> dict[str, Con
 
 async def _corpus(place: Workplace, name: str, contestants: dict[str, Contestant]) -> dict[str, Any]:
     corpora = await place.corpora()
-    texts = corpora.named(name, place.pick(12, 40, SIZES[name]))
+    texts = corpora.named(name, place.pick(12, 120, SIZES[name]))
     place.say(f"  P4 {name}: {corpora.described(texts)}")
     for contestant in contestants.values():
         await contestant.ask("texts", name=name, texts=texts)
