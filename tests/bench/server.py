@@ -68,7 +68,8 @@ class Arena:
     async def attach_null(self, connection: asyncpg.Connection, *, index: bool) -> None:
         """Attach the table for the null model, whose vectors have another length than its manifest's."""
         await connection.execute(
-            f"SELECT sidecar.attach('{TABLE}', ARRAY['content'], p_model => $1, p_dimensions => $2, p_index => $3)",
+            f"SELECT sidecar.attach('{TABLE}', ARRAY['content'], p_model => $1, p_dimensions => $2, p_index => $3, "
+            "p_defer_index => 'never')",
             *(NULL_MODEL, NULL_DIMENSIONS, index),
         )
 

@@ -404,19 +404,21 @@ async def test_an_interrupted_build_can_be_put_off_as_well(shell: Shell, notes: 
     assert await state(notes) == "deferred"
 
 
-async def test_build_waits_for_the_backfill(shell: Shell, notes: asyncpg.Connection) -> None:
+async def test_build_waits_for_the_backfill(notes: asyncpg.Connection, database_url: str) -> None:
     await notes.execute("SELECT sidecar.request_sweep('notes')")
     assert (await index(notes))["backfilling"], "the walk is to come"
     await notes.execute("SELECT pgmq.send('notes_bulk', '{}')")
-    waiting = asyncio.create_task(shell("index", "build", "notes", "--wait"))
-    await eventually(lambda: notes.fetchval(QUEUES_COUNTED), 60)
+    waiting = await start("index", "build", "notes", "--wait", database_url=database_url)
+    assert waiting.stderr is not None
+    async with asyncio.timeout(60):
+        while b"notes: waiting for the backfill: 1 message queued" not in (line := await waiting.stderr.readline()):
+            assert line
     await notes.execute(QUIET)
     assert (await index(notes))["backfilling"], "the walk is over, its message is not"
-    assert not waiting.done()
+    assert waiting.returncode is None
     await notes.execute("SELECT pgmq.purge_queue('notes_bulk')")
     assert not (await index(notes))["backfilling"]
-    done = await waiting
-    assert (done.code, "notes: waiting for the backfill: 1 message queued" in done.err) == (0, True)
+    assert (await within_a_minute(waiting)).code == 0
     assert await state(notes) == "live"
 
 
