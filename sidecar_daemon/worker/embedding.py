@@ -74,7 +74,7 @@ class EmbeddingLoop:
             state.embedder.embed([state.embedder.tokenize(PROBE)[0].ids])
 
         run = asyncio.get_running_loop().run_in_executor(state.executor, probe)
-        with suppress(Poison), self._beat.waiting(lambda: not run.done()):
+        with suppress(Poison), self._beat.computing(run.done):
             await run
             return True
         return False
